@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+namespace rescaled {
+
+enum class Isa { baseline, avx2, avx512 };
+
+// The best instruction set of this processor, capped by the environment variable RESCALED_CPU_ISA (baseline, avx2, avx512).
+Isa cpu_isa();
+const char* cpu_isa_name();
+
+}  // namespace rescaled

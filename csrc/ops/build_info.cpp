@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include <torch/library.h>
+#include <torch/version.h>
+
+#include <sstream>
+
+#include "../kernels/cpu/isa.h"
+
+namespace {
+
+// One "name: value" line per fact; `python -m torch_rescaled` prints them.
+std::string build_info() {
+  std::ostringstream lines;
+  lines << "torch: " << TORCH_VERSION << "\ncompiler: " << __VERSION__ << "\ncpu_isa: " << rescaled::cpu_isa_name();
+  return lines.str();
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(torch_rescaled, CompositeExplicitAutograd, m) { m.impl("build_info", TORCH_FN(build_info)); }
