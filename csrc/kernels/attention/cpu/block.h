@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What the four primitives share about a block of scores: its log weights (bias, masks, causality) and its dropout factors.
+// A block is `rows` x `lanes`; the lanes are queries (forward, JVP) or keys (backward, double backward).
+#pragma once
+#include "../../cpu/convert.h"
+#include "../../cpu/tile.h"
+#include "../../phi.h"
+#include "../../random.h"
+
+namespace rescaled::RESCALED_ISA {
+namespace {
+
+inline constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
+
+enum class Lanes { queries, keys };
+
+struct Block { int64_t query, key, rows, lanes; };  // its first query and key
+
+// Offset of a block's first element in a matrix [queries, keys], and the strides of its rows and lanes there.
+struct BlockStrides { int64_t first, row, lane; };
+template <Lanes kSide, class Pointer> RESCALED_INLINE BlockStrides block_strides(View<Pointer> m, Block block) {
+  const int64_t first = block.query * m.row + block.key * m.column;
+  return kSide == Lanes::queries ? BlockStrides{first, m.column, m.row} : BlockStrides{first, m.row, m.column};
+}
+
+// to = factor * (the block of a floating matrix [queries, keys])
+template <class T, Lanes kSide> static void fill_elements(InputView m, Block block, T factor, T* to, int64_t ld) {
+  const BlockStrides s = block_strides<kSide>(m, block);
+  with_type(m.dtype, m.data, [&](auto* from) {
+    for (int64_t r = 0; r < block.rows; ++r)
+      for (int64_t x = 0; x < block.lanes; ++x)
+        to[r * ld + x] = factor * static_cast<T>(value_of(from[s.first + r * s.row + x * s.lane]));
+  });
+}
+
+// The log weights of a block in units of log 2: log2(e) bias, -inf where masked.
+template <class T, Lanes kSide>
+static void fill_log_weights(const AttentionParameters& p, InputView bias, InputView mask, Block block, T* to, int64_t ld) {
+  const T masked = -static_cast<T>(__builtin_inf());
+  if (bias) fill_elements<T, kSide>(bias, block, static_cast<T>(kLog2e), to, ld);
+  else for (int64_t r = 0; r < block.rows; ++r) for (int64_t x = 0; x < block.lanes; ++x) to[r * ld + x] = T(0);
+  if (mask) {
+    const BlockStrides s = block_strides<kSide>(mask, block);
+    const bool* from = static_cast<const bool*>(mask.data);
+    for (int64_t r = 0; r < block.rows; ++r)
+      for (int64_t x = 0; x < block.lanes; ++x)
+        if (!from[s.first + r * s.row + x * s.lane]) to[r * ld + x] = masked;
+  }
+  if (p.causal) {
+    for (int64_t r = 0; r < block.rows; ++r) {
+      const int64_t ahead = kSide == Lanes::queries ? block.key + r - block.query : block.query + r - block.key;
+      if (kSide == Lanes::queries) for (int64_t x = 0; x < block.lanes && x < ahead; ++x) to[r * ld + x] = masked;
+      else for (int64_t x = ahead < 0 ? 0 : ahead + 1; x < block.lanes; ++x) to[r * ld + x] = masked;
+    }
+  }
+}
+
+// Does the block need log weights at all? The interior of a causal problem, and one without masks, does not.
+RESCALED_INLINE bool weighted(const AttentionParameters& p, int64_t first_query, int64_t last_key) {
+  return p.bias || p.mask || (p.causal && last_key > first_query);
+}
+
+// 0 or 1 / (1 - dropout_p) for each score, a function of (seed of the matrix, query, key) alone.
+template <class T, Lanes kSide>
+static void fill_dropout(const AttentionParameters& p, int64_t seed, Block block, T* to, int64_t ld) {
+  const T kept = static_cast<T>(1 / (1 - p.dropout_p));
+  const uint32_t threshold = dropout_threshold(p.dropout_p);
+  const uint32_t low = static_cast<uint32_t>(seed), high = static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32);
+  const uint32_t query = static_cast<uint32_t>(block.query), key = static_cast<uint32_t>(block.key);
+  for (int64_t r = 0; r < block.rows; ++r)
+    for (uint32_t x = 0; x < static_cast<uint32_t>(block.lanes); ++x) {
+      const uint32_t row = static_cast<uint32_t>(r);
+      const bool keep = kSide == Lanes::queries ? dropout_keeps(low, high, query + x, key + row, threshold)
+                                                : dropout_keeps(low, high, query + row, key + x, threshold);
+      to[r * ld + x] = keep ? kept : T(0);
+    }
+}
+
+// log2 of a row's normalizer; +inf for a row without keys, so that its weights are 0.
+template <class T> RESCALED_INLINE T row_shift(double log_normalizer) {
+  return static_cast<T>(log_normalizer == -__builtin_inf() ? __builtin_inf() : log_normalizer * kLog2e);
+}
+
+RESCALED_INLINE int64_t seed_of(const AttentionParameters& p, int64_t b) {
+  const InputView seed = matrix(p.dropout_seed, p, b);
+  int64_t x;
+  __builtin_memcpy(&x, seed.data, sizeof x);
+  return x;
+}
+
+}  // namespace
+}  // namespace rescaled::RESCALED_ISA
