@@ -5,8 +5,8 @@
 //   two-sided  even = 2^x (2^t + 2^-t) / 2,  odd = 2^x (2^t - 2^-t) / 2
 //              cosh: a = p = even, r = n = odd;  sinh: a = n = odd, r = p = even
 //
-// with t = log2(e) scale <q, k> and x = log2(e) (log weight of the key - log normalizer of the row): u/c, (du/ds)/c, (dc_j/ds)/c
-// and c_j/c of a key j. `cosh` and `sinh` share one kernel, with a and r swapped at run time.
+// with t = log2(e) scale <q, k> and x = log2(e) (log weight of the key - log normalizer of the row): u/c, (du/ds)/c,
+// (dc_j/ds)/c and c_j/c of a key j. `cosh` and `sinh` share one kernel, with a and r swapped at run time.
 //
 // Templates over the vector type's traits, so that a device twin needs only round_to_integer and scale_by_power.
 #pragma once
@@ -14,9 +14,11 @@
 namespace rescaled::RESCALED_ISA {
 namespace {
 
-// The even and the odd part of 2^f - 1 - (odd first term) on [-1/2, 1/2] as polynomials in f^2: 2^f = even(f^2) + f odd(f^2).
-// float: weighted near-minimax fit of degree 6 with 2^0 = 1, relative error 2e-9; double: Chebyshev fit of degree 12, 1.2e-19.
-template <class T> RESCALED_INLINE Vec<T> exp2_even(Vec<T> g) {
+// The even and the odd part of 2^f - 1 - (odd first term) on [-1/2, 1/2] as polynomials in f^2: 2^f = even(f^2) + f
+// odd(f^2). float: weighted near-minimax fit of degree 6 with 2^0 = 1, relative error 2e-9; double: Chebyshev fit of
+// degree 12, 1.2e-19.
+template <class T>
+RESCALED_INLINE Vec<T> exp2_even(Vec<T> g) {
   if constexpr (sizeof(T) == 4) {
     return ((1.535336201e-4f * g + 9.618437358e-3f) * g + 2.402264791e-1f) * g + 1.f;
   } else {
@@ -28,7 +30,8 @@ template <class T> RESCALED_INLINE Vec<T> exp2_even(Vec<T> g) {
     return y * g + 1.;
   }
 }
-template <class T> RESCALED_INLINE Vec<T> exp2_odd(Vec<T> g) {
+template <class T>
+RESCALED_INLINE Vec<T> exp2_odd(Vec<T> g) {
   if constexpr (sizeof(T) == 4) {
     return (1.339887445e-3f * g + 5.550332471e-2f) * g + 6.931472029e-1f;
   } else {
@@ -41,7 +44,8 @@ template <class T> RESCALED_INLINE Vec<T> exp2_odd(Vec<T> g) {
 }
 
 // 2^f, |f| <= 1/2, by Horner's rule (2 ulp better than even + f odd, and as fast where nothing is shared).
-template <class T> RESCALED_INLINE Vec<T> exp2_fraction(Vec<T> f) {
+template <class T>
+RESCALED_INLINE Vec<T> exp2_fraction(Vec<T> f) {
   if constexpr (sizeof(T) == 4) {
     Vec<T> y = 1.535336201e-4f * f + 1.339887445e-3f;
     y = y * f + 9.618437358e-3f;
@@ -56,14 +60,20 @@ template <class T> RESCALED_INLINE Vec<T> exp2_fraction(Vec<T> f) {
 }
 
 // 2^t; 0 below 2^-126 (float) or 2^-1022 (double), NaN for NaN. t <= 127 (1023), or -inf.
-template <class T> RESCALED_INLINE Vec<T> exp2_vector(Vec<T> t) {
+template <class T>
+RESCALED_INLINE Vec<T> exp2_vector(Vec<T> t) {
   const Vec<T> n = round_to_integer<T>(t);
   return scale_by_power<T>(exp2_fraction<T>(t - n), n);
 }
 
-// 2^x = factor 2^exponent: the weight of a two-sided pair, taken apart so that 2^t and 2^-t are scaled exactly. 0 for x = -inf.
-template <class T> struct Weight { Vec<T> exponent, factor; };
-template <class T> RESCALED_INLINE Weight<T> split_weight(Vec<T> x) {
+// 2^x = factor 2^exponent: the weight of a two-sided pair, taken apart so that 2^t and 2^-t are scaled exactly. 0 for x
+// = -inf.
+template <class T>
+struct Weight {
+  Vec<T> exponent, factor;
+};
+template <class T>
+RESCALED_INLINE Weight<T> split_weight(Vec<T> x) {
   const Vec<T> low = Vec<T>{} - T(1e30);  // far below every exponent: both sides become 0
   const Vec<T> bounded = x < low ? low : x;
   const Vec<T> n = round_to_integer<T>(bounded);
@@ -72,7 +82,8 @@ template <class T> RESCALED_INLINE Weight<T> split_weight(Vec<T> x) {
 
 // even, odd = 2^exponent (2^t +- 2^-t) / 2 for an integral exponent. One range reduction for both: with t = n + f,
 // 2^(+-t) = 2^(+-n) (even(f) +- odd(f)); no cancellation in `odd` near t = 0.
-template <class T> RESCALED_INLINE void two_sided(Vec<T> t, Vec<T> exponent, Vec<T>& even, Vec<T>& odd) {
+template <class T>
+RESCALED_INLINE void two_sided(Vec<T> t, Vec<T> exponent, Vec<T>& even, Vec<T>& odd) {
   const Vec<T> n = round_to_integer<T>(t), f = t - n, g = f * f, one = Vec<T>{} + T(1);
   const Vec<T> e = exp2_even<T>(g), o = exp2_odd<T>(g) * f;
   const Vec<T> half = exponent - one;  // the 1/2 of cosh and sinh

@@ -10,9 +10,10 @@ enum class Kind : int32_t { exp, cosh, sinh };
 
 inline constexpr int kMaxBatchRank = 8;
 
-// A batch of matrices [*batch, rows, columns] (of vectors: column = 0; of numbers: row = column = 0). Strides in elements, 0 where
-// broadcast. Absent: data = nullptr.
-template <class Pointer> struct Matrices {
+// A batch of matrices [*batch, rows, columns] (of vectors: column = 0; of numbers: row = column = 0). Strides in
+// elements, 0 where broadcast. Absent: data = nullptr.
+template <class Pointer>
+struct Matrices {
   Pointer data = nullptr;
   DType dtype = DType::float32;
   int64_t row = 0, column = 0;
@@ -29,14 +30,15 @@ struct AttentionParameters {
   int64_t queries = 0, keys = 0, head_size = 0, value_size = 0;
   double scale = 1, dropout_p = 0;
 
-  // Leading dimensions, those that key and value have first: matrix `b` of `kv_batches * group` uses key and value `b / group`.
+  // Leading dimensions, those that key and value have first: matrix `b` of `kv_batches * group` uses key and value `b /
+  // group`.
   int rank = 0;
   int64_t sizes[kMaxBatchRank] = {};
   int64_t kv_batches = 0, group = 1;
 
-  Input query, key, value;      // [., N, D], [., M, D], [., M, Dv]
-  Input bias, mask;             // [., N | 1, M | 1] log weight of the key; bool, true = attend
-  Input dropout_seed;           // [.]
+  Input query, key, value;  // [., N, D], [., M, D], [., M, Dv]
+  Input bias, mask;         // [., N | 1, M | 1] log weight of the key; bool, true = attend
+  Input dropout_seed;       // [.]
   Input tangent_query, tangent_key, tangent_value, tangent_bias;
   Input grad_output, grad_balance, grad_log_normalizer;
   Input saved_output, saved_balance, saved_log_normalizer;  // W, rho, l of the forward
@@ -49,7 +51,8 @@ struct AttentionParameters {
   void* workspace = nullptr;  // Program::workspace_bytes, shared by the steps of one call
 };
 
-// Work for a pool of threads: tasks [0, tasks) in any order, each task once; scratch_bytes for each thread, 64-byte aligned.
+// Work for a pool of threads: tasks [0, tasks) in any order, each task once; scratch_bytes for each thread, 64-byte
+// aligned.
 struct Step {
   int64_t tasks = 0, scratch_bytes = 0;
   void (*run)(const AttentionParameters&, int64_t begin, int64_t end, void* scratch) = nullptr;

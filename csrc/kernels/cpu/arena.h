@@ -12,7 +12,8 @@ namespace {
 class Arena {
  public:
   explicit Arena(void* base) : base_(reinterpret_cast<uintptr_t>(base)) {}
-  template <class T> T* take(int64_t count) {
+  template <class T>
+  T* take(int64_t count) {
     const int64_t at = used_;
     used_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
     return base_ ? reinterpret_cast<T*>(base_ + at) : nullptr;
@@ -24,7 +25,8 @@ class Arena {
   int64_t used_ = 0;
 };
 
-template <class Layout> RESCALED_INLINE int64_t bytes_of(const AttentionParameters& p) {
+template <class Layout>
+RESCALED_INLINE int64_t bytes_of(const AttentionParameters& p) {
   Arena arena(nullptr);
   Layout layout(p, arena);
   return arena.used();

@@ -7,8 +7,12 @@
 namespace rescaled::RESCALED_ISA {
 namespace {
 
-struct BFloat16 { uint16_t bits; };
-struct Float16 { uint16_t bits; };
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
 
 RESCALED_INLINE float value_of(float x) { return x; }
 RESCALED_INLINE double value_of(double x) { return x; }
@@ -38,36 +42,54 @@ RESCALED_INLINE void assign(Float16& y, float x) {
 }
 
 // Calls f with a pointer to elements of the type that `dtype` names.
-template <class Function> RESCALED_INLINE void with_type(DType dtype, const void* p, Function f) {
+template <class Function>
+RESCALED_INLINE void with_type(DType dtype, const void* p, Function f) {
   switch (dtype) {
-    case DType::float32: return f(static_cast<const float*>(p));
-    case DType::float64: return f(static_cast<const double*>(p));
-    case DType::bfloat16: return f(static_cast<const BFloat16*>(p));
-    case DType::float16: return f(static_cast<const Float16*>(p));
-    default: return f(static_cast<const bool*>(p));
+    case DType::float32:
+      return f(static_cast<const float*>(p));
+    case DType::float64:
+      return f(static_cast<const double*>(p));
+    case DType::bfloat16:
+      return f(static_cast<const BFloat16*>(p));
+    case DType::float16:
+      return f(static_cast<const Float16*>(p));
+    default:
+      return f(static_cast<const bool*>(p));
   }
 }
-template <class Function> RESCALED_INLINE void with_type(DType dtype, void* p, Function f) {
+template <class Function>
+RESCALED_INLINE void with_type(DType dtype, void* p, Function f) {
   switch (dtype) {
-    case DType::float32: return f(static_cast<float*>(p));
-    case DType::float64: return f(static_cast<double*>(p));
-    case DType::bfloat16: return f(static_cast<BFloat16*>(p));
-    default: return f(static_cast<Float16*>(p));
+    case DType::float32:
+      return f(static_cast<float*>(p));
+    case DType::float64:
+      return f(static_cast<double*>(p));
+    case DType::bfloat16:
+      return f(static_cast<BFloat16*>(p));
+    default:
+      return f(static_cast<Float16*>(p));
   }
 }
-template <class T> inline constexpr DType kDType = sizeof(T) == 4 ? DType::float32 : DType::float64;
+template <class T>
+inline constexpr DType kDType = sizeof(T) == 4 ? DType::float32 : DType::float64;
 
 RESCALED_INLINE int64_t element_size(DType dtype) {
   switch (dtype) {
-    case DType::float32: return 4;
-    case DType::float64: case DType::int64: return 8;
-    case DType::boolean: return 1;
-    default: return 2;
+    case DType::float32:
+      return 4;
+    case DType::float64:
+    case DType::int64:
+      return 8;
+    case DType::boolean:
+      return 1;
+    default:
+      return 2;
   }
 }
 
 // One matrix of a batch: a pointer and two strides.
-template <class Pointer> struct View {
+template <class Pointer>
+struct View {
   Pointer data;
   DType dtype;
   int64_t row, column;
@@ -104,8 +126,10 @@ static void pack_rows(InputView m, int64_t rows, int64_t columns, T factor, T* t
     for (int64_t i = 0; i < rows; ++i) {
       const auto* row = from + i * m.row;
       T* out = to + i * ld;
-      if (m.column == 1) for (int64_t j = 0; j < columns; ++j) out[j] = factor * static_cast<T>(value_of(row[j]));
-      else for (int64_t j = 0; j < columns; ++j) out[j] = factor * static_cast<T>(value_of(row[j * m.column]));
+      if (m.column == 1)
+        for (int64_t j = 0; j < columns; ++j) out[j] = factor * static_cast<T>(value_of(row[j]));
+      else
+        for (int64_t j = 0; j < columns; ++j) out[j] = factor * static_cast<T>(value_of(row[j * m.column]));
       for (int64_t j = columns; j < ld; ++j) out[j] = T(0);
     }
   });
@@ -136,14 +160,20 @@ static void unpack_transposed(OutputView m, int64_t rows, int64_t columns, T fac
 
 // A matrix as rows of T with unit column stride: in place where memory already is that, else packed into `scratch`.
 // `whole_rows`: the reader runs past `rows` to a multiple of it; `whole_columns`: past `columns`.
-template <class T> struct Rows { const T* data; int64_t ld; };
+template <class T>
+struct Rows {
+  const T* data;
+  int64_t ld;
+};
 template <class T>
 RESCALED_INLINE bool in_place(InputView m, int64_t rows, int64_t columns, int64_t whole_rows, int64_t whole_columns) {
-  return m.dtype == kDType<T> && (m.column == 1 || columns == 1) && rows % whole_rows == 0 && columns % whole_columns == 0;
+  return m.dtype == kDType<T> && (m.column == 1 || columns == 1) && rows % whole_rows == 0 &&
+         columns % whole_columns == 0;
 }
 RESCALED_INLINE int64_t round_up(int64_t n, int64_t m) { return (n + m - 1) / m * m; }
 template <class T>
-static Rows<T> rows_of(InputView m, int64_t rows, int64_t columns, int64_t whole_rows, int64_t whole_columns, T* scratch) {
+static Rows<T> rows_of(InputView m, int64_t rows, int64_t columns, int64_t whole_rows, int64_t whole_columns,
+                       T* scratch) {
   if (in_place<T>(m, rows, columns, whole_rows, whole_columns)) return {static_cast<const T*>(m.data), m.row};
   const int64_t ld = round_up(columns, whole_columns);
   pack_rows<T>(m, rows, columns, T(1), scratch, round_up(rows, whole_rows), ld);

@@ -22,9 +22,12 @@ Isa cpu_isa() {
 
 const char* cpu_isa_name() {
   switch (cpu_isa()) {
-    case Isa::avx512: return "avx512";
-    case Isa::avx2: return "avx2";
-    default: return "baseline";
+    case Isa::avx512:
+      return "avx512";
+    case Isa::avx2:
+      return "avx2";
+    default:
+      return "baseline";
   }
 }
 

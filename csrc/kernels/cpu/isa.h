@@ -5,7 +5,8 @@ namespace rescaled {
 
 enum class Isa { baseline, avx2, avx512 };
 
-// The best instruction set of this processor, capped by the environment variable RESCALED_CPU_ISA (baseline, avx2, avx512).
+// The best instruction set of this processor, capped by the environment variable RESCALED_CPU_ISA (baseline, avx2,
+// avx512).
 Isa cpu_isa();
 const char* cpu_isa_name();
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Vectors of float and double, one source for every instruction set (GCC vector extensions; the width follows the flags).
-// Everything has internal linkage: a function emitted for AVX-512 must never be picked by the linker for an older processor.
+// Vectors of float and double, one source for every instruction set (GCC vector extensions; the width follows the
+// flags). Everything has internal linkage: a function emitted for AVX-512 must never be picked by the linker for an
+// older processor.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -30,8 +31,10 @@ typedef int32_t Int32Vector __attribute__((vector_size(kVectorBytes)));
 typedef int64_t Int64Vector __attribute__((vector_size(kVectorBytes)));
 typedef uint32_t UInt32Vector __attribute__((vector_size(kVectorBytes)));
 
-template <class T> struct Simd;
-template <> struct Simd<float> {
+template <class T>
+struct Simd;
+template <>
+struct Simd<float> {
   using Vector = FloatVector;
   using Integer = Int32Vector;
   static constexpr int kLanes = kVectorBytes / 4;
@@ -39,7 +42,8 @@ template <> struct Simd<float> {
   static constexpr float kRound = 12582912.f;  // 1.5 2^23: adding it rounds to an integer
   static constexpr float kMinExponent = -126.f;
 };
-template <> struct Simd<double> {
+template <>
+struct Simd<double> {
   using Vector = DoubleVector;
   using Integer = Int64Vector;
   static constexpr int kLanes = kVectorBytes / 8;
@@ -47,10 +51,13 @@ template <> struct Simd<double> {
   static constexpr double kRound = 6755399441055744.;  // 1.5 2^52
   static constexpr double kMinExponent = -1022.;
 };
-template <class T> using Vec = typename Simd<T>::Vector;
-template <class T> inline constexpr int kLanes = Simd<T>::kLanes;
+template <class T>
+using Vec = typename Simd<T>::Vector;
+template <class T>
+inline constexpr int kLanes = Simd<T>::kLanes;
 
-// Register tiles: kTileRows broadcast rows times kTileVectors vectors (the accumulators fill 24 of 32, or 12 of 16 registers).
+// Register tiles: kTileRows broadcast rows times kTileVectors vectors (the accumulators fill 24 of 32, or 12 of 16
+// registers).
 constexpr int kTileVectors = 3;
 #if defined(__AVX512F__)
 constexpr int kTileRows = 8;
@@ -58,36 +65,56 @@ constexpr int kTileRows = 8;
 constexpr int kTileRows = 4;
 #endif
 
-template <class T> RESCALED_INLINE Vec<T> load(const T* p) {
+template <class T>
+RESCALED_INLINE Vec<T> load(const T* p) {
   Vec<T> x;
   __builtin_memcpy(&x, p, sizeof x);
   return x;
 }
-template <class T> RESCALED_INLINE void store(T* p, Vec<T> x) { __builtin_memcpy(p, &x, sizeof x); }
-template <class T> RESCALED_INLINE Vec<T> broadcast(T x) { return x - Vec<T>{}; }
+template <class T>
+RESCALED_INLINE void store(T* p, Vec<T> x) {
+  __builtin_memcpy(p, &x, sizeof x);
+}
+template <class T>
+RESCALED_INLINE Vec<T> broadcast(T x) {
+  return x - Vec<T>{};
+}
 
 // Of equal or unordered arguments the second: a NaN in b survives.
-template <class V> RESCALED_INLINE V maximum(V a, V b) { return a > b ? a : b; }
-template <class V> RESCALED_INLINE V absolute(V a) { return maximum(a, -a); }
+template <class V>
+RESCALED_INLINE V maximum(V a, V b) {
+  return a > b ? a : b;
+}
+template <class V>
+RESCALED_INLINE V absolute(V a) {
+  return maximum(a, -a);
+}
 
-template <class T> RESCALED_INLINE Vec<T> round_to_integer(Vec<T> x) {
+template <class T>
+RESCALED_INLINE Vec<T> round_to_integer(Vec<T> x) {
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) return (FloatVector)_mm512_roundscale_ps((__m512)x, 8);
-  else return (DoubleVector)_mm512_roundscale_pd((__m512d)x, 8);
+  if constexpr (sizeof(T) == 4)
+    return (FloatVector)_mm512_roundscale_ps((__m512)x, 8);
+  else
+    return (DoubleVector)_mm512_roundscale_pd((__m512d)x, 8);
 #else
   return (x + Simd<T>::kRound) - Simd<T>::kRound;
 #endif
 }
 
-// y 2^n for an integral n, 0 where n < -126 (float) or -1022 (double): denormal weights are dropped, they only cost time.
-template <class T> RESCALED_INLINE Vec<T> scale_by_power(Vec<T> y, Vec<T> n) {
+// y 2^n for an integral n, 0 where n < -126 (float) or -1022 (double): denormal weights are dropped, they only cost
+// time.
+template <class T>
+RESCALED_INLINE Vec<T> scale_by_power(Vec<T> y, Vec<T> n) {
   const Vec<T> zero = {};
 #if defined(__AVX512F__)
   const Vec<T> low = zero + Simd<T>::kMinExponent;
   if constexpr (sizeof(T) == 4)
-    return (FloatVector)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)n, (__m512)low, _CMP_NLT_UQ), (__m512)y, (__m512)n);
+    return (FloatVector)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)n, (__m512)low, _CMP_NLT_UQ), (__m512)y,
+                                               (__m512)n);
   else
-    return (DoubleVector)_mm512_maskz_scalef_pd(_mm512_cmp_pd_mask((__m512d)n, (__m512d)low, _CMP_NLT_UQ), (__m512d)y, (__m512d)n);
+    return (DoubleVector)_mm512_maskz_scalef_pd(_mm512_cmp_pd_mask((__m512d)n, (__m512d)low, _CMP_NLT_UQ), (__m512d)y,
+                                                (__m512d)n);
 #else
   using Integer = typename Simd<T>::Integer;
   const Vec<T> shifted = n + Simd<T>::kRound;

@@ -6,10 +6,11 @@
 namespace rescaled::RESCALED_ISA {
 namespace {
 
-template <class T, int Rows, int Vectors> using Tile = Vec<T>[Rows][Vectors];
+template <class T, int Rows, int Vectors>
+using Tile = Vec<T>[Rows][Vectors];
 
-// c[i][:] += sum_p a(i, p) b(p, :), p ascending, one fused multiply-add each: a score has the same bits whichever operand
-// is broadcast and whichever tile it sits in. a(i, p) = Transposed ? a[p lda + i] : a[i lda + p].
+// c[i][:] += sum_p a(i, p) b(p, :), p ascending, one fused multiply-add each: a score has the same bits whichever
+// operand is broadcast and whichever tile it sits in. a(i, p) = Transposed ? a[p lda + i] : a[i lda + p].
 template <class T, int Rows, int Vectors, bool Transposed>
 RESCALED_INLINE void multiply(int64_t depth, const T* __restrict a, int64_t lda, const T* __restrict b, int64_t ldb,
                               Tile<T, Rows, Vectors>& c) {
@@ -23,16 +24,19 @@ RESCALED_INLINE void multiply(int64_t depth, const T* __restrict a, int64_t lda,
   }
 }
 
-template <class T, int Rows, int Vectors> RESCALED_INLINE void tile_clear(Tile<T, Rows, Vectors>& c) {
+template <class T, int Rows, int Vectors>
+RESCALED_INLINE void tile_clear(Tile<T, Rows, Vectors>& c) {
   RESCALED_UNROLL for (int i = 0; i < Rows; ++i) RESCALED_UNROLL for (int j = 0; j < Vectors; ++j) c[i][j] = Vec<T>{};
 }
-template <class T, int Rows, int Vectors> RESCALED_INLINE void tile_load(Tile<T, Rows, Vectors>& c, const T* p, int64_t ld) {
-  RESCALED_UNROLL for (int i = 0; i < Rows; ++i)
-    RESCALED_UNROLL for (int j = 0; j < Vectors; ++j) c[i][j] = load(p + i * ld + j * kLanes<T>);
+template <class T, int Rows, int Vectors>
+RESCALED_INLINE void tile_load(Tile<T, Rows, Vectors>& c, const T* p, int64_t ld) {
+  RESCALED_UNROLL for (int i = 0; i < Rows; ++i) RESCALED_UNROLL for (int j = 0; j < Vectors; ++j) c[i][j] =
+      load(p + i * ld + j * kLanes<T>);
 }
-template <class T, int Rows, int Vectors> RESCALED_INLINE void tile_store(Tile<T, Rows, Vectors>& c, T* p, int64_t ld) {
-  RESCALED_UNROLL for (int i = 0; i < Rows; ++i)
-    RESCALED_UNROLL for (int j = 0; j < Vectors; ++j) store(p + i * ld + j * kLanes<T>, c[i][j]);
+template <class T, int Rows, int Vectors>
+RESCALED_INLINE void tile_store(Tile<T, Rows, Vectors>& c, T* p, int64_t ld) {
+  RESCALED_UNROLL for (int i = 0; i < Rows; ++i) RESCALED_UNROLL for (int j = 0; j < Vectors; ++j)
+      store(p + i * ld + j * kLanes<T>, c[i][j]);
 }
 
 }  // namespace

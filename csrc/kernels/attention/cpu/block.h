@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the four primitives share about a block of scores: its log weights (bias, masks, causality) and its dropout factors.
-// A block is `rows` x `lanes`; the lanes are queries (forward, JVP) or keys (backward, double backward).
+// What the four primitives share about a block of scores: its log weights (bias, masks, causality) and its dropout
+// factors. A block is `rows` x `lanes`; the lanes are queries (forward, JVP) or keys (backward, double backward).
 #pragma once
 #include "../../cpu/convert.h"
 #include "../../cpu/tile.h"
@@ -14,17 +14,23 @@ inline constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
 
 enum class Lanes { queries, keys };
 
-struct Block { int64_t query, key, rows, lanes; };  // its first query and key
+struct Block {
+  int64_t query, key, rows, lanes;
+};  // its first query and key
 
 // Offset of a block's first element in a matrix [queries, keys], and the strides of its rows and lanes there.
-struct BlockStrides { int64_t first, row, lane; };
-template <Lanes kSide, class Pointer> RESCALED_INLINE BlockStrides block_strides(View<Pointer> m, Block block) {
+struct BlockStrides {
+  int64_t first, row, lane;
+};
+template <Lanes kSide, class Pointer>
+RESCALED_INLINE BlockStrides block_strides(View<Pointer> m, Block block) {
   const int64_t first = block.query * m.row + block.key * m.column;
   return kSide == Lanes::queries ? BlockStrides{first, m.column, m.row} : BlockStrides{first, m.row, m.column};
 }
 
 // to = factor * (the block of a floating matrix [queries, keys])
-template <class T, Lanes kSide> static void fill_elements(InputView m, Block block, T factor, T* to, int64_t ld) {
+template <class T, Lanes kSide>
+static void fill_elements(InputView m, Block block, T factor, T* to, int64_t ld) {
   const BlockStrides s = block_strides<kSide>(m, block);
   with_type(m.dtype, m.data, [&](auto* from) {
     for (int64_t r = 0; r < block.rows; ++r)
@@ -35,10 +41,14 @@ template <class T, Lanes kSide> static void fill_elements(InputView m, Block blo
 
 // The log weights of a block in units of log 2: log2(e) bias, -inf where masked.
 template <class T, Lanes kSide>
-static void fill_log_weights(const AttentionParameters& p, InputView bias, InputView mask, Block block, T* to, int64_t ld) {
+static void fill_log_weights(const AttentionParameters& p, InputView bias, InputView mask, Block block, T* to,
+                             int64_t ld) {
   const T masked = -static_cast<T>(__builtin_inf());
-  if (bias) fill_elements<T, kSide>(bias, block, static_cast<T>(kLog2e), to, ld);
-  else for (int64_t r = 0; r < block.rows; ++r) for (int64_t x = 0; x < block.lanes; ++x) to[r * ld + x] = T(0);
+  if (bias)
+    fill_elements<T, kSide>(bias, block, static_cast<T>(kLog2e), to, ld);
+  else
+    for (int64_t r = 0; r < block.rows; ++r)
+      for (int64_t x = 0; x < block.lanes; ++x) to[r * ld + x] = T(0);
   if (mask) {
     const BlockStrides s = block_strides<kSide>(mask, block);
     const bool* from = static_cast<const bool*>(mask.data);
@@ -49,8 +59,10 @@ static void fill_log_weights(const AttentionParameters& p, InputView bias, Input
   if (p.causal) {
     for (int64_t r = 0; r < block.rows; ++r) {
       const int64_t ahead = kSide == Lanes::queries ? block.key + r - block.query : block.query + r - block.key;
-      if (kSide == Lanes::queries) for (int64_t x = 0; x < block.lanes && x < ahead; ++x) to[r * ld + x] = masked;
-      else for (int64_t x = ahead < 0 ? 0 : ahead + 1; x < block.lanes; ++x) to[r * ld + x] = masked;
+      if (kSide == Lanes::queries)
+        for (int64_t x = 0; x < block.lanes && x < ahead; ++x) to[r * ld + x] = masked;
+      else
+        for (int64_t x = ahead < 0 ? 0 : ahead + 1; x < block.lanes; ++x) to[r * ld + x] = masked;
     }
   }
 }
@@ -77,7 +89,8 @@ static void fill_dropout(const AttentionParameters& p, int64_t seed, Block block
 }
 
 // log2 of a row's normalizer; +inf for a row without keys, so that its weights are 0.
-template <class T> RESCALED_INLINE T row_shift(double log_normalizer) {
+template <class T>
+RESCALED_INLINE T row_shift(double log_normalizer) {
   return static_cast<T>(log_normalizer == -__builtin_inf() ? __builtin_inf() : log_normalizer * kLog2e);
 }
 

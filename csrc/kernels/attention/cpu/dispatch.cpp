@@ -4,14 +4,15 @@
 
 namespace rescaled {
 
-#define RESCALED_DECLARE(isa)                              \
-  namespace isa {                                          \
-  Program attention_forward(const AttentionParameters&);   \
-  Program attention_jvp(const AttentionParameters&);       \
-  Program attention_backward(const AttentionParameters&);  \
+#define RESCALED_DECLARE(isa)                                    \
+  namespace isa {                                                \
+  Program attention_forward(const AttentionParameters&);         \
+  Program attention_jvp(const AttentionParameters&);             \
+  Program attention_backward(const AttentionParameters&);        \
   Program attention_double_backward(const AttentionParameters&); \
   }
-#define RESCALED_KERNELS(isa) {isa::attention_forward, isa::attention_jvp, isa::attention_backward, isa::attention_double_backward}
+#define RESCALED_KERNELS(isa) \
+  {isa::attention_forward, isa::attention_jvp, isa::attention_backward, isa::attention_double_backward}
 
 RESCALED_DECLARE(baseline)
 #if defined(__x86_64__)
@@ -23,10 +24,13 @@ const AttentionKernels& attention_cpu_kernels() {
   static const AttentionKernels kernels = [] {
     switch (cpu_isa()) {
 #if defined(__x86_64__)
-      case Isa::avx512: return AttentionKernels RESCALED_KERNELS(avx512);
-      case Isa::avx2: return AttentionKernels RESCALED_KERNELS(avx2);
+      case Isa::avx512:
+        return AttentionKernels RESCALED_KERNELS(avx512);
+      case Isa::avx2:
+        return AttentionKernels RESCALED_KERNELS(avx2);
 #endif
-      default: return AttentionKernels RESCALED_KERNELS(baseline);
+      default:
+        return AttentionKernels RESCALED_KERNELS(baseline);
     }
   }();
   return kernels;

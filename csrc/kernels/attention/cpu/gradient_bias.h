@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The gradient of the bias, summed over whatever the bias is broadcast along. A task owns a block of the bias and recomputes the
-// scores it needs (2 units in the backward, up to 5 in the double backward): right for every broadcast shape, deterministic, and
-// nothing larger than the bias itself.
+// The gradient of the bias, summed over whatever the bias is broadcast along. A task owns a block of the bias and
+// recomputes the scores it needs (2 units in the backward, up to 5 in the double backward): right for every broadcast
+// shape, deterministic, and nothing larger than the bias itself.
 #pragma once
 #include "gradient_steps.h"
 
@@ -11,7 +11,8 @@ namespace {
 // Leading dimensions the bias has (kept) or is broadcast along (summed).
 RESCALED_INLINE int64_t bias_batches(const AttentionParameters& p, bool kept) {
   int64_t n = 1;
-  for (int d = 0; d < p.rank; ++d) if ((p.grad_bias.batch[d] != 0) == kept) n *= p.sizes[d];
+  for (int d = 0; d < p.rank; ++d)
+    if ((p.grad_bias.batch[d] != 0) == kept) n *= p.sizes[d];
   return n;
 }
 // The problem whose kept dimensions count to `kept` and whose summed ones to `summed`.
@@ -26,7 +27,8 @@ RESCALED_INLINE int64_t bias_problem(const AttentionParameters& p, int64_t kept,
   return b;
 }
 
-template <class T> struct BiasTasks {
+template <class T>
+struct BiasTasks {
   bool by_query, by_key;
   int64_t query_blocks, key_panels, tasks;
   explicit BiasTasks(const AttentionParameters& p) : by_query(p.grad_bias.row != 0), by_key(p.grad_bias.column != 0) {
@@ -36,13 +38,16 @@ template <class T> struct BiasTasks {
   }
 };
 
-template <class T> struct BiasScratch : GradientScratch<T> {
+template <class T>
+struct BiasScratch : GradientScratch<T> {
   T* sum;  // [kQueryBlock][kPanel]
-  BiasScratch(const AttentionParameters& p, Arena& arena) : GradientScratch<T>(p, arena), sum(arena.take<T>(kQueryBlock * kPanel<T>)) {}
+  BiasScratch(const AttentionParameters& p, Arena& arena)
+      : GradientScratch<T>(p, arena), sum(arena.take<T>(kQueryBlock * kPanel<T>)) {}
 };
 
 template <class T, bool kTwoSided, bool kSecond>
-static void bias_block(const AttentionParameters& p, const GradientProblem& g, RowData<T> rows, Block block, bool by_query, bool by_key, BiasScratch<T>& s) {
+static void bias_block(const AttentionParameters& p, const GradientProblem& g, RowData<T> rows, Block block,
+                       bool by_query, bool by_key, BiasScratch<T>& s) {
   TileInput<T> in = pack_query_block<T>(p, g, block.query, block.rows, s);
   set_panel<T>(p, g, block, 0, s, in);
   const TileOutput<T> out{nullptr, nullptr, nullptr, s.score_gradient};
@@ -50,8 +55,10 @@ static void bias_block(const AttentionParameters& p, const GradientProblem& g, R
   for (int64_t r = 0; r < block.rows; ++r) {
     T* sum = s.sum + (by_query ? r : 0) * kPanel<T>;
     const T* from = s.score_gradient + r * kPanel<T>;
-    if (by_key) for (int64_t x = 0; x < block.lanes; ++x) sum[x] += from[x];
-    else for (int64_t x = 0; x < block.lanes; ++x) sum[0] += from[x];
+    if (by_key)
+      for (int64_t x = 0; x < block.lanes; ++x) sum[x] += from[x];
+    else
+      for (int64_t x = 0; x < block.lanes; ++x) sum[0] += from[x];
   }
 }
 
@@ -59,9 +66,13 @@ template <class T, bool kTwoSided, bool kSecond>
 static void bias_task(const AttentionParameters& p, int64_t task, BiasScratch<T>& s) {
   const BiasTasks<T> grid(p);
   const GradientWorkspace<T> space = workspace<T>(p);
-  const int64_t panel = task % grid.key_panels, query_block = task / grid.key_panels % grid.query_blocks, kept = task / (grid.key_panels * grid.query_blocks);
-  const int64_t first_query = query_block * kQueryBlock, last_query = grid.by_query && first_query + kQueryBlock < p.queries ? first_query + kQueryBlock : p.queries;
-  const int64_t first_key = panel * kPanel<T>, last_key = grid.by_key && first_key + kPanel<T> < p.keys ? first_key + kPanel<T> : p.keys;
+  const int64_t panel = task % grid.key_panels, query_block = task / grid.key_panels % grid.query_blocks,
+                kept = task / (grid.key_panels * grid.query_blocks);
+  const int64_t first_query = query_block * kQueryBlock,
+                last_query =
+                    grid.by_query && first_query + kQueryBlock < p.queries ? first_query + kQueryBlock : p.queries;
+  const int64_t first_key = panel * kPanel<T>,
+                last_key = grid.by_key && first_key + kPanel<T> < p.keys ? first_key + kPanel<T> : p.keys;
   std::memset(s.sum, 0, sizeof(T) * kQueryBlock * kPanel<T>);
   clear_elementwise(s);
   const int64_t summed = bias_batches(p, false);
@@ -74,7 +85,8 @@ static void bias_task(const AttentionParameters& p, int64_t task, BiasScratch<T>
       for (int64_t q = first_query; q < last_query; q += kQueryBlock) {
         const int64_t rows = last_query - q < kQueryBlock ? last_query - q : kQueryBlock;
         if (p.causal && q + rows <= k) continue;
-        bias_block<T, kTwoSided, kSecond>(p, g, space.row_data(p, b), {q, k, rows, lanes}, grid.by_query, grid.by_key, s);
+        bias_block<T, kTwoSided, kSecond>(p, g, space.row_data(p, b), {q, k, rows, lanes}, grid.by_query, grid.by_key,
+                                          s);
       }
     }
   }
@@ -86,22 +98,27 @@ static void bias_task(const AttentionParameters& p, int64_t task, BiasScratch<T>
   });
 }
 
-template <class T, bool kSecond> static void bias_run(const AttentionParameters& p, int64_t begin, int64_t end, void* memory) {
+template <class T, bool kSecond>
+static void bias_run(const AttentionParameters& p, int64_t begin, int64_t end, void* memory) {
   Arena arena(memory);
   BiasScratch<T> scratch(p, arena);
   for (int64_t task = begin; task < end; ++task) {
-    if (p.kind == Kind::exp) bias_task<T, false, kSecond>(p, task, scratch);
-    else bias_task<T, true, kSecond>(p, task, scratch);
+    if (p.kind == Kind::exp)
+      bias_task<T, false, kSecond>(p, task, scratch);
+    else
+      bias_task<T, true, kSecond>(p, task, scratch);
   }
 }
 
-template <class T, bool kSecond> static Program gradient_program(const AttentionParameters& p) {
+template <class T, bool kSecond>
+static Program gradient_program(const AttentionParameters& p) {
   Program program;
   program.workspace_bytes = bytes_of<GradientWorkspace<T>>(p);
   const int64_t row_tasks = batches(p) * row_blocks(p);
   const auto add = [&](Step step) { program.steps[program.count++] = step; };
   add({row_tasks, bytes_of<RowScratch<T>>(p), rows_run<T, kSecond>});
-  if (p.grad_query || p.grad_key || p.grad_value) add({p.kv_batches * key_chunks<T>(p), bytes_of<GradientScratch<T>>(p), gradient_run<T, kSecond>});
+  if (p.grad_query || p.grad_key || p.grad_value)
+    add({p.kv_batches * key_chunks<T>(p), bytes_of<GradientScratch<T>>(p), gradient_run<T, kSecond>});
   if (p.grad_query) add({row_tasks, 0, sum_query_run<T>});
   if (p.grad_bias) add({BiasTasks<T>(p).tasks, bytes_of<BiasScratch<T>>(p), bias_run<T, kSecond>});
   return program;

@@ -9,14 +9,17 @@ namespace {
 constexpr int64_t kRowBlock = 256;  // rows of a task of the first and the last step
 RESCALED_INLINE int64_t row_blocks(const AttentionParameters& p) { return (p.queries + kRowBlock - 1) / kRowBlock; }
 
-template <class T> struct RowScratch {
+template <class T>
+struct RowScratch {
   T *grad_output, *output;  // [kRowBlock][Dv]
   RowScratch(const AttentionParameters& p, Arena& arena)
       : grad_output(arena.take<T>(kRowBlock * p.value_size)), output(arena.take<T>(kRowBlock * p.value_size)) {}
 };
 
 // to[i] = <grad_output_i, output_i>
-template <class T> static void row_dots(const AttentionParameters& p, InputView grad_output, InputView output, int64_t first, int64_t count, RowScratch<T>& s, T* to) {
+template <class T>
+static void row_dots(const AttentionParameters& p, InputView grad_output, InputView output, int64_t first,
+                     int64_t count, RowScratch<T>& s, T* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = 0;
   if (!grad_output || !output) return;
   pack_rows<T>(from_row(grad_output, first), count, p.value_size, T(1), s.grad_output, count, p.value_size);
@@ -30,7 +33,8 @@ template <class T> static void row_dots(const AttentionParameters& p, InputView 
 }
 
 // delta = <G, W> + g_rho rho - g_l;  deltad = <G, Wd> + g_rho rhod
-template <class T, bool kSecond> static void rows_run(const AttentionParameters& p, int64_t begin, int64_t end, void* memory) {
+template <class T, bool kSecond>
+static void rows_run(const AttentionParameters& p, int64_t begin, int64_t end, void* memory) {
   Arena arena(memory);
   RowScratch<T> scratch(p, arena);
   const GradientWorkspace<T> space = workspace<T>(p);
@@ -39,7 +43,8 @@ template <class T, bool kSecond> static void rows_run(const AttentionParameters&
     const int64_t left = p.queries - first, count = left < kRowBlock ? left : kRowBlock;
     T* rows = space.rows + b * kRowArrays * padded_queries(p) + first;
     const auto row = [&](RowArray a) { return rows + a * padded_queries(p); };
-    const InputView grad_output = matrix(p.grad_output, p, b), grad_balance = matrix(p.grad_balance, p, b), grad_log = matrix(p.grad_log_normalizer, p, b);
+    const InputView grad_output = matrix(p.grad_output, p, b), grad_balance = matrix(p.grad_balance, p, b),
+                    grad_log = matrix(p.grad_log_normalizer, p, b);
     const InputView log_normalizer = matrix(p.saved_log_normalizer, p, b), balance = matrix(p.saved_balance, p, b);
     row_dots<T>(p, grad_output, matrix(p.saved_output, p, b), first, count, scratch, row(kDelta));
     if (kSecond) row_dots<T>(p, grad_output, matrix(p.jvp_output, p, b), first, count, scratch, row(kTangentDelta));
@@ -67,7 +72,8 @@ template <class T, bool kSecond> static void rows_run(const AttentionParameters&
 
 // out[depth][kPanel] += a^T b (+ c^T d), rows of a and c broadcast
 template <class T>
-static __attribute__((noinline)) void accumulate_keys(int64_t rows, int64_t depth, Rows<T> a, const T* b, Rows<T> c, const T* d, T* out) {
+static __attribute__((noinline)) void accumulate_keys(int64_t rows, int64_t depth, Rows<T> a, const T* b, Rows<T> c,
+                                                      const T* d, T* out) {
   for (int64_t i = 0; i < depth; i += kTileRows) {
     Tile<T, kTileRows, kTileVectors> tile;
     tile_load<T, kTileRows, kTileVectors>(tile, out + i * kPanel<T>, kPanel<T>);
@@ -79,38 +85,50 @@ static __attribute__((noinline)) void accumulate_keys(int64_t rows, int64_t dept
 
 // out[rows][ld] += s key (+ s1 tangent_key) over `keys` keys in panels, for columns [column, column + kVectors vectors)
 template <class T, int kVectors>
-RESCALED_INLINE void accumulate_query_columns(int64_t rows, int64_t keys, int64_t column, const T* s, Rows<T> key, const T* s1, Rows<T> tangent_key, T* out, int64_t ld) {
+RESCALED_INLINE void accumulate_query_columns(int64_t rows, int64_t keys, int64_t column, const T* s, Rows<T> key,
+                                              const T* s1, Rows<T> tangent_key, T* out, int64_t ld) {
   for (int64_t i = 0; i < rows; i += kTileRows) {
     Tile<T, kTileRows, kVectors> tile;
     tile_load<T, kTileRows, kVectors>(tile, out + i * ld + column, ld);
     for (int64_t k = 0, panel = 0; k < keys; k += kPanel<T>, ++panel) {
       const int64_t count = keys - k < kPanel<T> ? keys - k : kPanel<T>, at = (panel * kQueryBlock + i) * kPanel<T>;
       multiply<T, kTileRows, kVectors, false>(count, s + at, kPanel<T>, key.data + k * key.ld + column, key.ld, tile);
-      if (tangent_key.data) multiply<T, kTileRows, kVectors, false>(count, s1 + at, kPanel<T>, tangent_key.data + k * tangent_key.ld + column, tangent_key.ld, tile);
+      if (tangent_key.data)
+        multiply<T, kTileRows, kVectors, false>(count, s1 + at, kPanel<T>,
+                                                tangent_key.data + k * tangent_key.ld + column, tangent_key.ld, tile);
     }
     tile_store<T, kTileRows, kVectors>(tile, out + i * ld + column, ld);
   }
 }
 template <class T>
-static __attribute__((noinline)) void accumulate_query(int64_t rows, int64_t keys, const T* s, Rows<T> key, const T* s1, Rows<T> tangent_key, T* out, int64_t ld) {
+static __attribute__((noinline)) void accumulate_query(int64_t rows, int64_t keys, const T* s, Rows<T> key, const T* s1,
+                                                       Rows<T> tangent_key, T* out, int64_t ld) {
   int64_t column = 0;
-  for (; column + 2 * kLanes<T> <= ld; column += 2 * kLanes<T>) accumulate_query_columns<T, 2>(rows, keys, column, s, key, s1, tangent_key, out, ld);
+  for (; column + 2 * kLanes<T> <= ld; column += 2 * kLanes<T>)
+    accumulate_query_columns<T, 2>(rows, keys, column, s, key, s1, tangent_key, out, ld);
   if (column < ld) accumulate_query_columns<T, 1>(rows, keys, column, s, key, s1, tangent_key, out, ld);
 }
 
 // One query block against one key block.
 template <class T, bool kTwoSided, bool kSecond>
-static void gradient_pair(const AttentionParameters& p, const GradientProblem& g, RowData<T> rows, Block block, Rows<T> key, Rows<T> tangent_key, GradientScratch<T>& s, T* grad_query) {
+static void gradient_pair(const AttentionParameters& p, const GradientProblem& g, RowData<T> rows, Block block,
+                          Rows<T> key, Rows<T> tangent_key, GradientScratch<T>& s, T* grad_query) {
   TileInput<T> in = pack_query_block<T>(p, g, block.query, block.rows, s);
   const RowData<T> row_data{rows.base + block.query, rows.stride};
   int64_t seen = block.lanes;  // keys of the block that some query of it attends
   for (int panel = 0; panel * kPanel<T> < block.lanes; ++panel) {
-    const int64_t first_key = panel * kPanel<T>, left = block.lanes - first_key, count = left < kPanel<T> ? left : kPanel<T>;
+    const int64_t first_key = panel * kPanel<T>, left = block.lanes - first_key,
+                  count = left < kPanel<T> ? left : kPanel<T>;
     const int64_t at = panel * kQueryBlock * kPanel<T>;
     int64_t skip = 0;  // leading queries before every key of the panel
-    if (p.causal && block.query < block.key + first_key) skip = (block.key + first_key - block.query) / kTileRows * kTileRows;
-    if (skip >= block.rows) { seen = first_key; break; }
-    if (skip) for (T* m : {s.score_gradient, s.tangent_score_gradient}) std::memset(m + at, 0, sizeof(T) * skip * kPanel<T>);
+    if (p.causal && block.query < block.key + first_key)
+      skip = (block.key + first_key - block.query) / kTileRows * kTileRows;
+    if (skip >= block.rows) {
+      seen = first_key;
+      break;
+    }
+    if (skip)
+      for (T* m : {s.score_gradient, s.tangent_score_gradient}) std::memset(m + at, 0, sizeof(T) * skip * kPanel<T>);
     set_panel<T>(p, g, {block.query, block.key + first_key, block.rows, count}, panel, s, in);
     const TileOutput<T> out{s.value_weights + at, s.score_gradient + at, s.tangent_score_gradient + at, nullptr};
     gradient_block<T, kTwoSided, kSecond>(p, skip, block.rows, in, row_data, out);
@@ -118,11 +136,15 @@ static void gradient_pair(const AttentionParameters& p, const GradientProblem& g
     const int64_t from = skip * kPanel<T>, count_rows = block.rows - skip;
     const Rows<T> none{nullptr, 0};
     if (p.grad_value && in.grad_output.data)
-      accumulate_keys<T>(count_rows, p.value_size, after(in.grad_output), out.value_weights + from, none, nullptr, s.grad_value + panel * s.value_rows * kPanel<T>);
+      accumulate_keys<T>(count_rows, p.value_size, after(in.grad_output), out.value_weights + from, none, nullptr,
+                         s.grad_value + panel * s.value_rows * kPanel<T>);
     if (p.grad_key)
-      accumulate_keys<T>(count_rows, p.head_size, after(in.query), out.score_gradient + from, after(in.tangent_query), out.tangent_score_gradient + from, s.grad_key + panel * s.head_rows * kPanel<T>);
+      accumulate_keys<T>(count_rows, p.head_size, after(in.query), out.score_gradient + from, after(in.tangent_query),
+                         out.tangent_score_gradient + from, s.grad_key + panel * s.head_rows * kPanel<T>);
   }
-  if (p.grad_query) accumulate_query<T>(block.rows, seen, s.score_gradient, key, s.tangent_score_gradient, tangent_key, grad_query + block.query * query_ld<T>(p), query_ld<T>(p));
+  if (p.grad_query)
+    accumulate_query<T>(block.rows, seen, s.score_gradient, key, s.tangent_score_gradient, tangent_key,
+                        grad_query + block.query * query_ld<T>(p), query_ld<T>(p));
 }
 
 template <class T, bool kTwoSided, bool kSecond>
@@ -133,8 +155,10 @@ static void gradient_task(const AttentionParameters& p, int64_t task, GradientSc
     std::memset(space.grad_query_of(p, kv * p.group + h, chunk), 0, sizeof(T) * padded_queries(p) * query_ld<T>(p));
   clear_elementwise(s);
   const OutputView grad_key = matrix(p.grad_key, p, kv * p.group), grad_value = matrix(p.grad_value, p, kv * p.group);
-  for (int64_t index = chunk; index < key_blocks<T>(p); index += chunks) {  // every chunk gets early and late keys: causal ones cost alike
-    const int64_t first = index * kKeysPerBlock<T>, left = p.keys - first, keys = left < kKeysPerBlock<T> ? left : kKeysPerBlock<T>;
+  for (int64_t index = chunk; index < key_blocks<T>(p);
+       index += chunks) {  // every chunk gets early and late keys: causal ones cost alike
+    const int64_t first = index * kKeysPerBlock<T>, left = p.keys - first,
+                  keys = left < kKeysPerBlock<T> ? left : kKeysPerBlock<T>;
     const GradientProblem shared(p, kv * p.group);
     for (int panel = 0; panel * kPanel<T> < keys; ++panel) {
       std::memset(s.grad_key + panel * s.head_rows * kPanel<T>, 0, sizeof(T) * s.head_rows * kPanel<T>);
@@ -143,34 +167,45 @@ static void gradient_task(const AttentionParameters& p, int64_t task, GradientSc
     }
     const Rows<T> key = rows_of<T>(from_row(shared.key, first), keys, p.head_size, 1, kLanes<T>, s.key_rows);
     Rows<T> tangent_key{nullptr, 0};
-    if (shared.tangent_key) tangent_key = rows_of<T>(from_row(shared.tangent_key, first), keys, p.head_size, 1, kLanes<T>, s.tangent_key_rows);
+    if (shared.tangent_key)
+      tangent_key =
+          rows_of<T>(from_row(shared.tangent_key, first), keys, p.head_size, 1, kLanes<T>, s.tangent_key_rows);
     for (int64_t h = 0; h < p.group; ++h) {
       const int64_t b = kv * p.group + h;
       const GradientProblem g(p, b);
       for (int64_t q = p.causal ? first / kTileRows * kTileRows : 0; q < p.queries; q += kQueryBlock) {
         const int64_t rows = p.queries - q < kQueryBlock ? p.queries - q : kQueryBlock;
-        gradient_pair<T, kTwoSided, kSecond>(p, g, space.row_data(p, b), {q, first, rows, keys}, key, tangent_key, s, p.grad_query ? space.grad_query_of(p, b, chunk) : nullptr);
+        gradient_pair<T, kTwoSided, kSecond>(p, g, space.row_data(p, b), {q, first, rows, keys}, key, tangent_key, s,
+                                             p.grad_query ? space.grad_query_of(p, b, chunk) : nullptr);
       }
     }
     for (int panel = 0; panel * kPanel<T> < keys; ++panel) {
       const int64_t at = panel * kPanel<T>, count = keys - at < kPanel<T> ? keys - at : kPanel<T>;
       // The packed queries carry scale log2(e); the gradient wants scale.
-      if (grad_key) unpack_transposed<T>(row_of(grad_key, first + at), count, p.head_size, static_cast<T>(kLn2), s.grad_key + panel * s.head_rows * kPanel<T>, kPanel<T>);
-      if (grad_value) unpack_transposed<T>(row_of(grad_value, first + at), count, p.value_size, T(1), s.grad_value + panel * s.value_rows * kPanel<T>, kPanel<T>);
+      if (grad_key)
+        unpack_transposed<T>(row_of(grad_key, first + at), count, p.head_size, static_cast<T>(kLn2),
+                             s.grad_key + panel * s.head_rows * kPanel<T>, kPanel<T>);
+      if (grad_value)
+        unpack_transposed<T>(row_of(grad_value, first + at), count, p.value_size, T(1),
+                             s.grad_value + panel * s.value_rows * kPanel<T>, kPanel<T>);
     }
   }
 }
 
-template <class T, bool kSecond> static void gradient_run(const AttentionParameters& p, int64_t begin, int64_t end, void* memory) {
+template <class T, bool kSecond>
+static void gradient_run(const AttentionParameters& p, int64_t begin, int64_t end, void* memory) {
   Arena arena(memory);
   GradientScratch<T> scratch(p, arena);
   for (int64_t task = begin; task < end; ++task) {
-    if (p.kind == Kind::exp) gradient_task<T, false, kSecond>(p, task, scratch);
-    else gradient_task<T, true, kSecond>(p, task, scratch);
+    if (p.kind == Kind::exp)
+      gradient_task<T, false, kSecond>(p, task, scratch);
+    else
+      gradient_task<T, true, kSecond>(p, task, scratch);
   }
 }
 
-template <class T> static void sum_query_run(const AttentionParameters& p, int64_t begin, int64_t end, void*) {
+template <class T>
+static void sum_query_run(const AttentionParameters& p, int64_t begin, int64_t end, void*) {
   const GradientWorkspace<T> space = workspace<T>(p);
   const int64_t ld = query_ld<T>(p), chunks = key_chunks<T>(p);
   const T scale = static_cast<T>(p.scale);

@@ -2,7 +2,8 @@
 // One block of scores of the backward and of the double backward's second pass: rows are queries, lanes are keys.
 //
 //   backward         dS = r E - n delta,  dbeta = a E - p delta,  E = G V^T + g_rho
-//   double backward  ad = r Sd + a (betad - ld),  rd = a Sd + r (betad - ld),  nd, pd = (ad, rd) for sinh, (rd, ad) otherwise,
+//   double backward  ad = r Sd + a (betad - ld),  rd = a Sd + r (betad - ld),  nd, pd = (ad, rd) for sinh, (rd, ad)
+//   otherwise,
 //                    dS2 = rd E + r Ed - nd delta - n deltad,  dbeta2 = ad E + a Ed - pd delta - p deltad,  Ed = G Vd^T
 #pragma once
 #include "../../cpu/arena.h"
@@ -11,35 +12,45 @@
 namespace rescaled::RESCALED_ISA {
 namespace {
 
-template <class T> inline constexpr int64_t kPanel = kTileVectors * kLanes<T>;  // keys of a panel
+template <class T>
+inline constexpr int64_t kPanel = kTileVectors * kLanes<T>;  // keys of a panel
 
 // What a row needs, one array [queries, padded to kTileRows] each; rows of padding have weight 0.
 enum RowArray { kShift, kExponent, kFactor, kGradBalance, kDelta, kTangentNormalizer, kTangentDelta, kRowArrays };
-template <class T> struct RowData {
+template <class T>
+struct RowData {
   const T* base;
   int64_t stride;
   const T* operator[](RowArray a) const { return base + a * stride; }
 };
 
-template <class T> struct TileInput {
-  Rows<T> query, tangent_query, grad_output;                         // packed rows; query and its tangent times scale log2(e)
-  const T *key, *value, *tangent_key, *tangent_value;                // packed panels [depth][lanes], absent: nullptr
-  const T *weights, *bias_tangents, *dropout;                        // [rows][lanes], absent: nullptr
+template <class T>
+struct TileInput {
+  Rows<T> query, tangent_query, grad_output;           // packed rows; query and its tangent times scale log2(e)
+  const T *key, *value, *tangent_key, *tangent_value;  // packed panels [depth][lanes], absent: nullptr
+  const T *weights, *bias_tangents, *dropout;          // [rows][lanes], absent: nullptr
 };
-template <class T> struct TileOutput {
-  T *value_weights, *score_gradient, *tangent_score_gradient;        // a or ad; dS or dS2; dS of the double backward
-  T* bias_gradient;                                                  // if set, only this is written
+template <class T>
+struct TileOutput {
+  T *value_weights, *score_gradient, *tangent_score_gradient;  // a or ad; dS or dS2; dS of the double backward
+  T* bias_gradient;                                            // if set, only this is written
 };
 
-template <class T> RESCALED_INLINE void product(int64_t depth, Rows<T> a, int64_t row, const T* b, Tile<T, kTileRows, kTileVectors>& c) {
+template <class T>
+RESCALED_INLINE void product(int64_t depth, Rows<T> a, int64_t row, const T* b, Tile<T, kTileRows, kTileVectors>& c) {
   multiply<T, kTileRows, kTileVectors, false>(depth, a.data + row * a.ld, a.ld, b, kPanel<T>, c);
 }
 
 // Products of kTileRows rows, kept in the first-level cache until all are there.
-template <class T> struct TileProducts { alignas(64) T score[kTileRows * kPanel<T>], tangent[kTileRows * kPanel<T>], e[kTileRows * kPanel<T>], tangent_e[kTileRows * kPanel<T>]; };
+template <class T>
+struct TileProducts {
+  alignas(64) T score[kTileRows * kPanel<T>], tangent[kTileRows * kPanel<T>], e[kTileRows * kPanel<T>],
+      tangent_e[kTileRows * kPanel<T>];
+};
 
 template <class T, bool kSecond>
-RESCALED_INLINE void tile_products(const AttentionParameters& p, const TileInput<T>& in, int64_t row, TileProducts<T>& products) {
+RESCALED_INLINE void tile_products(const AttentionParameters& p, const TileInput<T>& in, int64_t row,
+                                   TileProducts<T>& products) {
   Tile<T, kTileRows, kTileVectors> c;
   const auto clear = [&] { tile_clear<T, kTileRows, kTileVectors>(c); };
   const auto keep = [&](T* to) { tile_store<T, kTileRows, kTileVectors>(c, to, kPanel<T>); };
@@ -63,10 +74,12 @@ RESCALED_INLINE void tile_products(const AttentionParameters& p, const TileInput
 }
 
 template <class T, bool kTwoSided, bool kSecond>
-RESCALED_INLINE void tile_gradients(bool odd_kind, const TileInput<T>& in, RowData<T> rows, int64_t row, const TileProducts<T>& products, const TileOutput<T>& out) {
+RESCALED_INLINE void tile_gradients(bool odd_kind, const TileInput<T>& in, RowData<T> rows, int64_t row,
+                                    const TileProducts<T>& products, const TileOutput<T>& out) {
   for (int r = 0; r < kTileRows; ++r) {
     const int64_t i = row + r;
-    const Vec<T> shift = broadcast(rows[kShift][i]), grad_balance = broadcast(rows[kGradBalance][i]), delta = broadcast(rows[kDelta][i]);
+    const Vec<T> shift = broadcast(rows[kShift][i]), grad_balance = broadcast(rows[kGradBalance][i]),
+                 delta = broadcast(rows[kDelta][i]);
     RESCALED_UNROLL for (int j = 0; j < kTileVectors; ++j) {
       const int64_t at = r * kPanel<T> + j * kLanes<T>, to = row * kPanel<T> + at;
       const Vec<T> t = load(products.score + at);
@@ -91,7 +104,8 @@ RESCALED_INLINE void tile_gradients(bool odd_kind, const TileInput<T>& in, RowDa
           store<T>(out.score_gradient + to, score_gradient);
         }
       } else {
-        const Vec<T> sd = load(products.tangent + at) * T(kLn2), ed = load(products.tangent_e + at) * drop, tangent_delta = broadcast(rows[kTangentDelta][i]);
+        const Vec<T> sd = load(products.tangent + at) * T(kLn2), ed = load(products.tangent_e + at) * drop,
+                     tangent_delta = broadcast(rows[kTangentDelta][i]);
         Vec<T> y = -broadcast(rows[kTangentNormalizer][i]);
         if (in.bias_tangents) y += load(in.bias_tangents + to);
         Vec<T> ad, second, bias;
@@ -118,7 +132,9 @@ RESCALED_INLINE void tile_gradients(bool odd_kind, const TileInput<T>& in, RowDa
 
 // Rows [first, rows) of a block; `first` is a multiple of kTileRows.
 template <class T, bool kTwoSided, bool kSecond>
-static __attribute__((noinline)) void gradient_block(const AttentionParameters& p, int64_t first, int64_t rows, const TileInput<T>& in, RowData<T> row_data, const TileOutput<T>& out) {
+static __attribute__((noinline)) void gradient_block(const AttentionParameters& p, int64_t first, int64_t rows,
+                                                     const TileInput<T>& in, RowData<T> row_data,
+                                                     const TileOutput<T>& out) {
   TileProducts<T> products;
   for (int64_t i = first; i < rows; i += kTileRows) {
     tile_products<T, kSecond>(p, in, i, products);

@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Forward mode: tangents of W, balance and log_normalizer along tangents of query, key, value and bias, in one pass over the keys
-// with the log_normalizer known. Lanes are queries, as in the forward.
+// Forward mode: tangents of W, balance and log_normalizer along tangents of query, key, value and bias, in one pass
+// over the keys with the log_normalizer known. Lanes are queries, as in the forward.
 #include "panel.h"
 
 namespace rescaled::RESCALED_ISA {
 namespace {
 
-template <class T> struct JvpPanel {
-  T *query, *tangent_query, *output;          // [D][lanes], [D][lanes], [Dv][lanes]
-  T *shift, *exponent, *factor;               // [lanes] log2 of the normalizer; 2^-shift = factor 2^exponent
-  T *tangent_normalizer, *tangent_balance;    // [lanes] sums n Sd + p betad, and ud
+template <class T>
+struct JvpPanel {
+  T *query, *tangent_query, *output;        // [D][lanes], [D][lanes], [Dv][lanes]
+  T *shift, *exponent, *factor;             // [lanes] log2 of the normalizer; 2^-shift = factor 2^exponent
+  T *tangent_normalizer, *tangent_balance;  // [lanes] sums n Sd + p betad, and ud
 };
 
-template <class T> struct JvpScratch : PanelScratch<T> {
+template <class T>
+struct JvpScratch : PanelScratch<T> {
   JvpPanel<T> panels[kPanelsPerTask];
   T *tangent_keys, *tangent_values;
   T *weights, *score_weights, *score_tangents, *bias_tangents;  // [kKeyBlock][lanes]
@@ -22,20 +24,28 @@ template <class T> struct JvpScratch : PanelScratch<T> {
         tangent_values(arena.take<T>(p.tangent_value ? kKeyBlock * round_up(p.value_size, kTileRows) : 0)) {
     constexpr int64_t lanes = kTileVectors * kLanes<T>;
     for (int i = 0; i < panels_per_task<T>(p); ++i)
-      panels[i] = {arena.take<T>(p.head_size * lanes), arena.take<T>(p.tangent_query ? p.head_size * lanes : 0),
+      panels[i] = {arena.take<T>(p.head_size * lanes),
+                   arena.take<T>(p.tangent_query ? p.head_size * lanes : 0),
                    arena.take<T>(round_up(p.value_size, kTileRows) * lanes),
-                   arena.take<T>(lanes), arena.take<T>(lanes), arena.take<T>(lanes), arena.take<T>(lanes), arena.take<T>(lanes)};
-    for (T** block : {&weights, &score_weights, &score_tangents, &bias_tangents}) *block = arena.take<T>(kKeyBlock * lanes);
+                   arena.take<T>(lanes),
+                   arena.take<T>(lanes),
+                   arena.take<T>(lanes),
+                   arena.take<T>(lanes),
+                   arena.take<T>(lanes)};
+    for (T** block : {&weights, &score_weights, &score_tangents, &bias_tangents})
+      *block = arena.take<T>(kKeyBlock * lanes);
   }
 };
 
-template <class T> struct JvpBlock {
+template <class T>
+struct JvpBlock {
   Rows<T> key, value, tangent_key, tangent_value;  // absent: data = nullptr
 };
 
 // out[key][lane] = a0 b0 + a1 b1, either product absent where its `a` is.
 template <class T, int kVectors>
-static __attribute__((noinline)) void product_block(int64_t rows, int64_t depth, Rows<T> a0, const T* b0, Rows<T> a1, const T* b1, T* out) {
+static __attribute__((noinline)) void product_block(int64_t rows, int64_t depth, Rows<T> a0, const T* b0, Rows<T> a1,
+                                                    const T* b1, T* out) {
   constexpr int64_t lanes = kVectors * kLanes<T>;
   for (int64_t i = 0; i < rows; i += kTileRows) {
     Tile<T, kTileRows, kVectors> c;
@@ -48,11 +58,11 @@ static __attribute__((noinline)) void product_block(int64_t rows, int64_t depth,
 
 // Scores to weights a, tangents of scores to those of u / c, in place; their sums.
 template <class T, bool kTwoSided, int kVectors>
-static __attribute__((noinline)) void jvp_weights(bool odd_kind, int64_t rows, const T* weights, const T* bias_tangents, JvpPanel<T>& panel, T* scores, T* tangents) {
+static __attribute__((noinline)) void jvp_weights(bool odd_kind, int64_t rows, const T* weights, const T* bias_tangents,
+                                                  JvpPanel<T>& panel, T* scores, T* tangents) {
   constexpr int64_t lanes = kVectors * kLanes<T>;
   Vec<T> normalizer[kVectors] = {}, balance[kVectors] = {};
-  for (int64_t r = 0; r < rows; ++r)
-    RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) {
+  for (int64_t r = 0; r < rows; ++r) RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) {
       const int64_t lane = j * kLanes<T>, at = r * lanes + lane;
       const Vec<T> t = load(scores + at), shift = load(panel.shift + lane);
       const Vec<T> st = load(tangents + at) * T(kLn2);
@@ -64,7 +74,8 @@ static __attribute__((noinline)) void jvp_weights(bool odd_kind, int64_t rows, c
         normalizer[j] += ud;
         store<T>(scores + at, a);
       } else {
-        const Weight<T> weight = weights ? split_weight<T>(load(weights + at) - shift) : Weight<T>{load(panel.exponent + lane), load(panel.factor + lane)};
+        const Weight<T> weight = weights ? split_weight<T>(load(weights + at) - shift)
+                                         : Weight<T>{load(panel.exponent + lane), load(panel.factor + lane)};
         Vec<T> even, odd;
         two_sided<T>(t, weight.exponent, even, odd);
         even *= weight.factor, odd *= weight.factor;
@@ -85,31 +96,36 @@ static __attribute__((noinline)) void jvp_weights(bool odd_kind, int64_t rows, c
 
 // W^T += V^T ud^T + tangent_V^T a^T
 template <class T, int kVectors>
-static __attribute__((noinline)) void accumulate_tangent(int64_t rows, int64_t value_size, Rows<T> value, const T* ud, Rows<T> tangent_value, const T* a, T* output) {
+static __attribute__((noinline)) void accumulate_tangent(int64_t rows, int64_t value_size, Rows<T> value, const T* ud,
+                                                         Rows<T> tangent_value, const T* a, T* output) {
   constexpr int64_t lanes = kVectors * kLanes<T>;
   for (int64_t d = 0; d < value_size; d += kTileRows) {
     Tile<T, kTileRows, kVectors> c;
     tile_clear<T, kTileRows, kVectors>(c);
     if (value.data) multiply<T, kTileRows, kVectors, true>(rows, value.data + d, value.ld, ud, lanes, c);
-    if (tangent_value.data) multiply<T, kTileRows, kVectors, true>(rows, tangent_value.data + d, tangent_value.ld, a, lanes, c);
-    RESCALED_UNROLL for (int i = 0; i < kTileRows; ++i)
-      RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) {
-        T* o = output + (d + i) * lanes + j * kLanes<T>;
-        store<T>(o, load(o) + c[i][j]);
-      }
+    if (tangent_value.data)
+      multiply<T, kTileRows, kVectors, true>(rows, tangent_value.data + d, tangent_value.ld, a, lanes, c);
+    RESCALED_UNROLL for (int i = 0; i < kTileRows; ++i) RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) {
+      T* o = output + (d + i) * lanes + j * kLanes<T>;
+      store<T>(o, load(o) + c[i][j]);
+    }
   }
 }
 
 template <class T, bool kTwoSided, int kVectors>
-static void jvp_block(const AttentionParameters& p, const Problem& problem, Block block, const JvpBlock<T>& in, JvpPanel<T>& panel, JvpScratch<T>& s) {
+static void jvp_block(const AttentionParameters& p, const Problem& problem, Block block, const JvpBlock<T>& in,
+                      JvpPanel<T>& panel, JvpScratch<T>& s) {
   constexpr int64_t lanes = kVectors * kLanes<T>;
   const Rows<T> none{nullptr, 0};
   product_block<T, kVectors>(block.rows, p.head_size, in.key, panel.query, none, nullptr, s.score_weights);
-  product_block<T, kVectors>(block.rows, p.head_size, p.tangent_query ? in.key : none, panel.tangent_query, in.tangent_key, panel.query, s.score_tangents);
+  product_block<T, kVectors>(block.rows, p.head_size, p.tangent_query ? in.key : none, panel.tangent_query,
+                             in.tangent_key, panel.query, s.score_tangents);
   const bool has_weights = weighted(p, block.query, block.key + block.rows - 1);
   if (has_weights) fill_log_weights<T, Lanes::queries>(p, problem.bias, problem.mask, block, s.weights, lanes);
   if (p.tangent_bias) fill_elements<T, Lanes::queries>(problem.tangent_bias, block, T(1), s.bias_tangents, lanes);
-  jvp_weights<T, kTwoSided, kVectors>(p.kind == Kind::sinh, block.rows, has_weights ? s.weights : nullptr, p.tangent_bias ? s.bias_tangents : nullptr, panel, s.score_weights, s.score_tangents);
+  jvp_weights<T, kTwoSided, kVectors>(p.kind == Kind::sinh, block.rows, has_weights ? s.weights : nullptr,
+                                      p.tangent_bias ? s.bias_tangents : nullptr, panel, s.score_weights,
+                                      s.score_tangents);
   if (p.dropout_p > 0) {
     fill_dropout<T, Lanes::queries>(p, problem.seed, block, s.weights, lanes);
     for (int64_t i = 0; i < block.rows * lanes; i += kLanes<T>) {
@@ -118,13 +134,18 @@ static void jvp_block(const AttentionParameters& p, const Problem& problem, Bloc
     }
   }
   const bool scores_move = p.tangent_query || p.tangent_key || p.tangent_bias;
-  accumulate_tangent<T, kVectors>(block.rows, p.value_size, scores_move ? in.value : none, s.score_tangents, in.tangent_value, s.score_weights, panel.output);
+  accumulate_tangent<T, kVectors>(block.rows, p.value_size, scores_move ? in.value : none, s.score_tangents,
+                                  in.tangent_value, s.score_weights, panel.output);
 }
 
-template <class T> static void jvp_start(const AttentionParameters& p, const Problem& problem, int64_t b, int64_t first, int64_t count, int64_t lanes, JvpPanel<T>& panel) {
+template <class T>
+static void jvp_start(const AttentionParameters& p, const Problem& problem, int64_t b, int64_t first, int64_t count,
+                      int64_t lanes, JvpPanel<T>& panel) {
   const T scale = static_cast<T>(p.scale * kLog2e);
   pack_transposed<T>(from_row(problem.query, first), count, p.head_size, scale, panel.query, lanes);
-  if (p.tangent_query) pack_transposed<T>(from_row(matrix(p.tangent_query, p, b), first), count, p.head_size, scale, panel.tangent_query, lanes);
+  if (p.tangent_query)
+    pack_transposed<T>(from_row(matrix(p.tangent_query, p, b), first), count, p.head_size, scale, panel.tangent_query,
+                       lanes);
   std::memset(panel.output, 0, sizeof(T) * round_up(p.value_size, kTileRows) * lanes);
   const InputView log_normalizer = matrix(p.saved_log_normalizer, p, b);
   for (int64_t x = 0; x < lanes; ++x) {
@@ -138,8 +159,10 @@ template <class T> static void jvp_start(const AttentionParameters& p, const Pro
 }
 
 template <class T>
-static void jvp_finish(const AttentionParameters& p, int64_t b, int64_t first, int64_t count, int64_t lanes, const JvpPanel<T>& panel) {
-  const OutputView output = matrix(p.output, p, b), balance = matrix(p.balance, p, b), log_normalizer = matrix(p.log_normalizer, p, b);
+static void jvp_finish(const AttentionParameters& p, int64_t b, int64_t first, int64_t count, int64_t lanes,
+                       const JvpPanel<T>& panel) {
+  const OutputView output = matrix(p.output, p, b), balance = matrix(p.balance, p, b),
+                   log_normalizer = matrix(p.log_normalizer, p, b);
   const InputView saved = matrix(p.saved_output, p, b), saved_balance = matrix(p.saved_balance, p, b);
   for (int64_t i = 0; i < count; ++i) {
     const T ld = panel.tangent_normalizer[i];
@@ -147,7 +170,8 @@ static void jvp_finish(const AttentionParameters& p, int64_t b, int64_t first, i
       with_type(output.dtype, output.data, [&](auto* to) {
         for (int64_t d = 0; d < p.value_size; ++d)
           assign(to[(first + i) * output.row + d * output.column],
-                 panel.output[d * lanes + i] - ld * static_cast<T>(value_of(w[(first + i) * saved.row + d * saved.column])));
+                 panel.output[d * lanes + i] -
+                     ld * static_cast<T>(value_of(w[(first + i) * saved.row + d * saved.column])));
       });
     });
     static_cast<T*>(log_normalizer.data)[(first + i) * log_normalizer.row] = ld;
@@ -156,7 +180,8 @@ static void jvp_finish(const AttentionParameters& p, int64_t b, int64_t first, i
   }
 }
 
-template <class T, bool kTwoSided> static void jvp_task(const AttentionParameters& p, int64_t task, JvpScratch<T>& scratch) {
+template <class T, bool kTwoSided>
+static void jvp_task(const AttentionParameters& p, int64_t task, JvpScratch<T>& scratch) {
   const PanelTask t = panel_task<T>(p, task);
   const Problem problem(p, t.batch);
   for (int i = 0; i < t.panels; ++i) {
@@ -165,10 +190,14 @@ template <class T, bool kTwoSided> static void jvp_task(const AttentionParameter
   }
   const int64_t last = t.first + t.panels * t.lanes, keys = p.causal && last < p.keys ? last : p.keys;
   for (T* block : {scratch.weights, scratch.bias_tangents})
-    if (p.bias || p.mask || p.tangent_bias) std::memset(block, 0, sizeof(T) * kKeyBlock * t.lanes);  // lanes beyond the last query
+    if (p.bias || p.mask || p.tangent_bias)
+      std::memset(block, 0, sizeof(T) * kKeyBlock * t.lanes);  // lanes beyond the last query
   for (int64_t j = 0; j < keys; j += kKeyBlock) {
     const int64_t rows = keys - j < kKeyBlock ? keys - j : kKeyBlock;
-    JvpBlock<T> in{key_rows(p, problem.key, j, rows, scratch.keys), value_rows(p, problem.value, j, rows, scratch.values), {nullptr, 0}, {nullptr, 0}};
+    JvpBlock<T> in{key_rows(p, problem.key, j, rows, scratch.keys),
+                   value_rows(p, problem.value, j, rows, scratch.values),
+                   {nullptr, 0},
+                   {nullptr, 0}};
     if (p.tangent_key) in.tangent_key = key_rows(p, problem.tangent_key, j, rows, scratch.tangent_keys);
     if (p.tangent_value) in.tangent_value = value_rows(p, problem.tangent_value, j, rows, scratch.tangent_values);
     for (int i = 0; i < t.panels; ++i) {
@@ -176,7 +205,8 @@ template <class T, bool kTwoSided> static void jvp_task(const AttentionParameter
       const int64_t seen = p.causal && first + count - j < rows ? first + count - j : rows;
       if (seen <= 0) continue;
       with_vectors<T>(count, [&](auto vectors) {
-        jvp_block<T, kTwoSided, decltype(vectors)::value>(p, problem, {first, j, seen, count}, in, scratch.panels[i], scratch);
+        jvp_block<T, kTwoSided, decltype(vectors)::value>(p, problem, {first, j, seen, count}, in, scratch.panels[i],
+                                                          scratch);
       });
     }
   }
@@ -186,16 +216,20 @@ template <class T, bool kTwoSided> static void jvp_task(const AttentionParameter
   }
 }
 
-template <class T> static void jvp_run(const AttentionParameters& p, int64_t begin, int64_t end, void* memory) {
+template <class T>
+static void jvp_run(const AttentionParameters& p, int64_t begin, int64_t end, void* memory) {
   Arena arena(memory);
   JvpScratch<T> scratch(p, arena);
   for (int64_t task = begin; task < end; ++task) {
-    if (p.kind == Kind::exp) jvp_task<T, false>(p, task, scratch);
-    else jvp_task<T, true>(p, task, scratch);
+    if (p.kind == Kind::exp)
+      jvp_task<T, false>(p, task, scratch);
+    else
+      jvp_task<T, true>(p, task, scratch);
   }
 }
 
-template <class T> static Program jvp_program(const AttentionParameters& p) {
+template <class T>
+static Program jvp_program(const AttentionParameters& p) {
   return {{{panel_tasks<T>(p), bytes_of<JvpScratch<T>>(p), jvp_run<T>}}, 1, 0};
 }
 
