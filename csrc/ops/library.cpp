@@ -46,5 +46,8 @@ TORCH_LIBRARY(torch_rescaled, m) {
         " Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_bias)",
         tags);
 
+  // The kept scores of a problem with this seed: [*L] -> bool [*L, queries, keys].
+  m.def("_attention_dropout_mask(Tensor dropout_seed, SymInt queries, SymInt keys, float dropout_p) -> Tensor", tags);
+
   m.def("build_info() -> str", tags);
 }

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Tensors to kernel parameters: leading dimensions, strides, and the gradients' shapes. Nothing here knows the device.
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <cmath>
+#include <vector>
+
+#include "../../kernels/attention/parameters.h"
+#include "primitives.h"
+
+namespace rescaled::ops {
+
+inline DType dtype_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kFloat:
+      return DType::float32;
+    case at::kDouble:
+      return DType::float64;
+    case at::kBFloat16:
+      return DType::bfloat16;
+    case at::kHalf:
+      return DType::float16;
+    case at::kLong:
+      return DType::int64;
+    default:
+      return DType::boolean;
+  }
+}
+
+// Sizes of the leading dimensions, and the order in which the kernels walk them: those that key or value have first.
+class Leading {
+ public:
+  Leading(std::initializer_list<std::pair<const Tensor*, int64_t>> tensors, const Tensor& key, const Tensor& value) {
+    rank_ = key.dim() - 2;
+    full_.assign(rank_, 1);
+    for (const auto& [tensor, suffix] : tensors)
+      if (tensor->defined())
+        for (int64_t d = 0; d < rank_; ++d)
+          if (tensor->size(d) != 1) full_[d] = tensor->size(d);
+    for (const bool shared : {false, true})
+      for (int64_t d = 0; d < rank_; ++d)
+        if (full_[d] != 1 && (key.size(d) == 1 && value.size(d) == 1) == shared) order_.push_back(d);
+    TORCH_CHECK_NOT_IMPLEMENTED(order_.size() <= kMaxBatchRank, "torch_attention: expected at most ", kMaxBatchRank,
+                                " leading dimensions larger than 1, got ", order_.size());
+    for (int64_t d = 0; d < rank_; ++d) keys_.push_back(key.size(d) == 1 && value.size(d) == 1 ? 1 : full_[d]);
+  }
+
+  void describe(AttentionParameters& p) const {
+    p.rank = static_cast<int>(order_.size());
+    p.kv_batches = p.group = 1;
+    for (int i = 0; i < p.rank; ++i) {
+      p.sizes[i] = full_[order_[i]];
+      (keys_[order_[i]] == 1 ? p.group : p.kv_batches) *= p.sizes[i];
+    }
+  }
+  bool empty() const { return std::find(full_.begin(), full_.end(), 0) != full_.end(); }
+  std::vector<int64_t> full(at::IntArrayRef suffix) const { return join(full_, suffix); }
+  std::vector<int64_t> keys(at::IntArrayRef suffix) const { return join(keys_, suffix); }
+
+  // `suffix`: dimensions after the leading ones (2 matrix, 1 vector, 0 number). Broadcast dimensions get stride 0.
+  template <class Pointer>
+  void strides(const Tensor& t, int64_t suffix, Matrices<Pointer>& m) const {
+    m.dtype = dtype_of(t);
+    for (size_t i = 0; i < order_.size(); ++i) m.batch[i] = t.size(order_[i]) == 1 ? 0 : t.stride(order_[i]);
+    if (suffix > 0) m.row = t.size(rank_) == 1 ? 0 : t.stride(rank_);
+    if (suffix > 1) m.column = t.size(rank_ + 1) == 1 ? 0 : t.stride(rank_ + 1);
+  }
+  Input input(const Tensor& t, int64_t suffix) const {
+    Input m;
+    if (!t.defined()) return m;
+    strides(t, suffix, m);
+    m.data = t.const_data_ptr();
+    if (!m.data) m.data = this;  // an empty tensor is there, and never read
+    return m;
+  }
+  Output output(const Tensor& t, int64_t suffix) const {
+    Output m;
+    if (!t.defined()) return m;
+    strides(t, suffix, m);
+    m.data = t.mutable_data_ptr();
+    return m;
+  }
+
+ private:
+  static std::vector<int64_t> join(std::vector<int64_t> sizes, at::IntArrayRef suffix) {
+    sizes.insert(sizes.end(), suffix.begin(), suffix.end());
+    return sizes;
+  }
+  int64_t rank_;
+  std::vector<int64_t> full_, keys_, order_;
+};
+
+inline AttentionParameters parameters(const Point& x, const AttentionSettings& settings, const Leading& leading) {
+  AttentionParameters p;
+  leading.describe(p);
+  p.kind = settings.kind == "exp" ? Kind::exp : settings.kind == "cosh" ? Kind::cosh : Kind::sinh;
+  p.causal = settings.is_causal;
+  p.dropout_p = settings.dropout_p;
+  p.queries = x.query.size(-2), p.keys = x.key.size(-2), p.head_size = x.query.size(-1),
+  p.value_size = x.value.size(-1);
+  p.scale = settings.scale.value_or(1 / std::sqrt(static_cast<double>(std::max<int64_t>(p.head_size, 1))));
+  p.query = leading.input(x.query, 2), p.key = leading.input(x.key, 2), p.value = leading.input(x.value, 2);
+  p.bias = leading.input(x.bias, 2), p.mask = leading.input(x.mask, 2);
+  if (settings.dropout_p > 0) p.dropout_seed = leading.input(x.dropout_seed, 0);
+  return p;
+}
+
+inline Tensor none(const Tensor& like) { return at::empty({0}, like.options()); }
+
+// A gradient computed for every problem of the batch, reduced to the shape of the input it belongs to.
+class Gradient {
+ public:
+  Gradient(bool wanted, const Tensor& input, const std::vector<int64_t>& computed) : input_(input) {
+    if (!wanted) return;
+    const bool whole = input.sizes() == at::IntArrayRef(computed);
+    value_ = at::empty(computed, whole ? input.options() : input.options().dtype(accumulation_type(input)));
+  }
+  const Tensor& value() const { return value_; }
+  Tensor reduced() const {
+    if (!value_.defined()) return none(input_);
+    return input_.sizes() == value_.sizes() ? value_ : value_.sum_to_size(input_.sizes()).to(input_.scalar_type());
+  }
+
+ private:
+  Tensor input_, value_;
+};
+
+inline void set_tangents(AttentionParameters& p, const Leading& leading, const Tangents& t) {
+  p.tangent_query = leading.input(t.query, 2), p.tangent_key = leading.input(t.key, 2);
+  p.tangent_value = leading.input(t.value, 2), p.tangent_bias = leading.input(t.bias, 2);
+}
+inline void set_saved(AttentionParameters& p, const Leading& leading, const Saved& s) {
+  p.saved_output = leading.input(s.output, 2), p.saved_balance = leading.input(s.balance, 1),
+  p.saved_log_normalizer = leading.input(s.log_normalizer, 1);
+}
+inline void set_cotangents(AttentionParameters& p, const Leading& leading, const Cotangents& g) {
+  p.grad_output = leading.input(g.output, 2), p.grad_balance = leading.input(g.balance, 1),
+  p.grad_log_normalizer = leading.input(g.log_normalizer, 1);
+}
+
+// The gradients of both backward primitives; `need` for query, key, value, bias.
+struct Gradients {
+  Gradient query, key, value;
+  Tensor bias;
+  Gradients(const Point& x, const Leading& leading, std::array<bool, 4> need)
+      : query(need[0], x.query, leading.full({x.query.size(-2), x.query.size(-1)})),
+        key(need[1], x.key, leading.keys({x.key.size(-2), x.key.size(-1)})),
+        value(need[2], x.value, leading.keys({x.value.size(-2), x.value.size(-1)})) {
+    if (need[3] && x.bias.defined()) bias = at::empty(x.bias.sizes(), x.bias.options());
+  }
+  void set(AttentionParameters& p, const Leading& leading) const {
+    p.grad_query = leading.output(query.value(), 2), p.grad_key = leading.output(key.value(), 2),
+    p.grad_value = leading.output(value.value(), 2);
+    p.grad_bias = leading.output(bias, 2);
+  }
+  void clear() const {  // an empty batch: sums over nothing
+    for (const Tensor& t : {query.value(), key.value(), value.value(), bias})
+      if (t.defined()) t.zero_();
+  }
+};
+
+}  // namespace rescaled::ops

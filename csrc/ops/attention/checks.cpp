@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "checks.h"
+
+#include <sstream>
+
+namespace rescaled::ops {
+namespace {
+
+// "torch_rescaled::attention: expected ..., got ..."
+#define RESCALED_CHECK(KIND, condition, op, ...) \
+  TORCH_CHECK_##KIND(condition, "torch_rescaled::", op, ": expected ", __VA_ARGS__)
+
+bool floating(at::ScalarType t) { return t == at::kFloat || t == at::kDouble || t == at::kBFloat16 || t == at::kHalf; }
+
+std::string shape(const Tensor& t) {
+  std::ostringstream out;
+  out << t.sym_sizes();
+  return out.str();
+}
+
+// "[2, 8, M, 64]": the sizes of `t` with the last two replaced.
+std::string shape_with(const Tensor& t, const std::string& row, const std::string& column) {
+  std::ostringstream out;
+  out << "[";
+  for (int64_t d = 0; d + 2 < t.dim(); ++d) out << t.sym_size(d) << ", ";
+  out << row << ", " << column << "]";
+  return out.str();
+}
+std::string text(const c10::SymInt& n) {
+  std::ostringstream out;
+  out << n;
+  return out.str();
+}
+
+void check_device_and_type(const char* op, const Tensor& query, const Tensor& t, const char* name) {
+  RESCALED_CHECK(VALUE, t.device() == query.device(), op, name, " on query's device ", query.device(), ", got ",
+                 t.device());
+  RESCALED_CHECK(TYPE, t.scalar_type() == query.scalar_type(), op, name, " of query's dtype ", query.scalar_type(),
+                 ", got ", t.scalar_type());
+}
+
+void check_supported(const char* op, const Tensor& query) {
+  TORCH_CHECK_NOT_IMPLEMENTED(query.device().is_cpu() || query.device().is_meta(), "torch_rescaled::", op,
+                              ": expected tensors on the CPU (or meta), got query on ", query.device(),
+                              "; kernels for this device do not exist yet");
+  RESCALED_CHECK(TYPE, floating(query.scalar_type()), op, "query of dtype float32, float64, bfloat16 or float16, got ",
+                 query.scalar_type());
+  RESCALED_CHECK(VALUE, query.layout() == at::kStrided, op, "dense (strided) tensors, got query with layout ",
+                 query.layout());
+}
+
+void check_dropout(const char* op, double p) {
+  RESCALED_CHECK(VALUE, p >= 0 && p < 1, op, "dropout_p in [0, 1), got ", p);
+}
+
+void check_bias_type(const char* op, const char* name, const Tensor& query, at::ScalarType type) {
+  RESCALED_CHECK(TYPE, type == query.scalar_type() || (type == at::kFloat && query.scalar_type() != at::kDouble), op,
+                 name, " of dtype bool, of query's dtype ", query.scalar_type(),
+                 query.scalar_type() == at::kDouble ? "" : ", or float32", ", got ", type);
+}
+
+void check_key_value(const char* op, const Tensor& query, const Tensor& key, const Tensor& value) {
+  RESCALED_CHECK(VALUE, key.sym_size(-1) == query.sym_size(-1), op, "key of shape ",
+                 shape_with(key, "M", text(query.sym_size(-1))), " to match query's head size ", query.sym_size(-1),
+                 ", got ", shape(key));
+  RESCALED_CHECK(VALUE, value.sym_size(-2) == key.sym_size(-2), op, "value of shape ",
+                 shape_with(value, text(key.sym_size(-2)), "Dv"), " to match key's length ", key.sym_size(-2), ", got ",
+                 shape(value));
+}
+
+// A tensor whose leading dimension `d`, counted from the right, must be `expected` or 1.
+void check_leading(const char* op, const char* name, const Tensor& t, int64_t suffix,
+                   const std::vector<c10::SymInt>& full, const std::string& what) {
+  const int64_t rank = t.dim() - suffix;
+  for (int64_t i = 1; i <= rank; ++i) {
+    const c10::SymInt size = t.sym_size(rank - i);
+    const bool fits = i <= static_cast<int64_t>(full.size()) && (size == 1 || size == full[full.size() - i]);
+    RESCALED_CHECK(VALUE, fits, op, name, " with leading dimensions that broadcast to ", what, ", got ", shape(t));
+  }
+}
+
+std::string list(const std::vector<c10::SymInt>& sizes) {
+  std::ostringstream out;
+  out << "[";
+  for (size_t i = 0; i < sizes.size(); ++i) out << (i ? ", " : "") << sizes[i];
+  out << "]";
+  return out.str();
+}
+
+// Sizes the leading dimensions broadcast to, aligned at the right; `suffix` dimensions at the end are not leading.
+std::vector<c10::SymInt> broadcast(std::initializer_list<std::pair<const Tensor*, int64_t>> tensors) {
+  std::vector<c10::SymInt> full;
+  for (const auto& [t, suffix] : tensors) {
+    if (!t->defined()) continue;
+    const int64_t rank = t->dim() - suffix;
+    if (rank > static_cast<int64_t>(full.size())) full.insert(full.begin(), rank - full.size(), c10::SymInt(1));
+    for (int64_t i = 1; i <= rank; ++i)
+      if (t->sym_size(rank - i) != 1) full[full.size() - i] = t->sym_size(rank - i);
+  }
+  return full;
+}
+
+}  // namespace
+
+void check_public(const char* op, const PublicArguments& x) {
+  const auto named = {std::pair<const char*, const Tensor&>{"query", x.query}, {"key", x.key}, {"value", x.value}};
+  check_supported(op, x.query);
+  for (const auto& [name, t] : named) {
+    RESCALED_CHECK(VALUE, t.layout() == at::kStrided, op, "dense (strided) tensors, got ", name, " with layout ",
+                   t.layout());
+    RESCALED_CHECK(VALUE, t.dim() >= 2, op, name, " of at least 2 dimensions [*, length, size], got ", shape(t));
+    check_device_and_type(op, x.query, t, name);
+  }
+  check_key_value(op, x.query, x.key, x.value);
+  check_dropout(op, x.dropout_p);
+  RESCALED_CHECK(VALUE, x.kind == "exp" || x.kind == "cosh" || x.kind == "sinh" || x.kind == "signed", op,
+                 "kind 'exp', 'cosh', 'sinh' or 'signed', got '", x.kind, "'");
+  std::vector<c10::SymInt> full = broadcast({{&x.query, 2}, {&x.key, 2}, {&x.value, 2}});
+  if (x.enable_gqa) {
+    RESCALED_CHECK(VALUE, x.query.dim() >= 3 && x.key.dim() >= 3 && x.value.dim() >= 3, op,
+                   "query, key and value of at least 3 dimensions [*, heads, length, size] with enable_gqa, got ",
+                   shape(x.query), ", ", shape(x.key), ", ", shape(x.value));
+    const c10::SymInt heads = x.query.sym_size(-3), kv_heads = x.key.sym_size(-3);
+    RESCALED_CHECK(VALUE, x.value.sym_size(-3) == kv_heads, op, "value with key's ", kv_heads, " heads, got ",
+                   shape(x.value));
+    RESCALED_CHECK(VALUE, heads == kv_heads || (kv_heads != 0 && heads % kv_heads == 0), op,
+                   "a number of query heads that is a multiple of key's ", kv_heads, " with enable_gqa, got ", heads);
+    full.back() = heads;
+  }
+  for (const auto& [name, t] : named) {
+    const bool grouped = x.enable_gqa && &t != &x.query;
+    std::vector<c10::SymInt> expected = full;
+    if (grouped) expected.back() = t.sym_size(-3);
+    check_leading(op, name, t, 2, expected, list(expected));
+  }
+  if (!x.attn_mask.defined()) return;
+  const Tensor& mask = x.attn_mask;
+  RESCALED_CHECK(VALUE, mask.device() == x.query.device(), op, "attn_mask on query's device ", x.query.device(),
+                 ", got ", mask.device());
+  if (mask.scalar_type() != at::kBool) check_bias_type(op, "attn_mask", x.query, mask.scalar_type());
+  RESCALED_CHECK(VALUE, mask.layout() == at::kStrided, op, "a dense (strided) attn_mask, got layout ", mask.layout());
+  RESCALED_CHECK(VALUE, mask.dim() >= 2, op, "attn_mask of at least 2 dimensions [*, N, M], got ", shape(mask));
+  const c10::SymInt rows = x.query.sym_size(-2), columns = x.key.sym_size(-2);
+  const bool fits =
+      (mask.sym_size(-2) == rows || mask.sym_size(-2) == 1) && (mask.sym_size(-1) == columns || mask.sym_size(-1) == 1);
+  std::vector<c10::SymInt> expected = full;
+  expected.push_back(rows), expected.push_back(columns);
+  RESCALED_CHECK(VALUE, fits, op, "attn_mask that broadcasts to ", list(expected), ", got ", shape(mask));
+  check_leading(op, "attn_mask", mask, 2, full, list(full));
+}
+
+void check_point(const char* op, const Point& x, const AttentionSettings& settings) {
+  check_supported(op, x.query);
+  for (const auto& [name, t] : {std::pair<const char*, const Tensor&>{"key", x.key}, {"value", x.value}})
+    check_device_and_type(op, x.query, t, name);
+  RESCALED_CHECK(VALUE, x.query.dim() >= 2, op, "query of at least 2 dimensions [*, N, D], got ", shape(x.query));
+  for (const auto& [name, t, suffix] : {std::tuple<const char*, const Tensor&, int64_t>{"key", x.key, 2},
+                                        {"value", x.value, 2},
+                                        {"bias", x.bias, 2},
+                                        {"mask", x.mask, 2},
+                                        {"dropout_seed", x.dropout_seed, 0}})
+    RESCALED_CHECK(VALUE, !t.defined() || t.dim() - suffix == x.query.dim() - 2, op, name, " with query's ",
+                   x.query.dim() - 2, " leading dimensions, got ", shape(t));
+  check_key_value(op, x.query, x.key, x.value);
+  check_dropout(op, settings.dropout_p);
+  RESCALED_CHECK(VALUE, settings.kind == "exp" || settings.kind == "cosh" || settings.kind == "sinh", op,
+                 "kind 'exp', 'cosh' or 'sinh', got '", settings.kind, "'");
+  RESCALED_CHECK(VALUE, settings.dropout_p == 0 || x.dropout_seed.defined(), op, "dropout_seed with dropout_p ",
+                 settings.dropout_p, ", got none");
+  if (x.dropout_seed.defined())
+    RESCALED_CHECK(TYPE, x.dropout_seed.scalar_type() == at::kLong, op, "dropout_seed of dtype int64, got ",
+                   x.dropout_seed.scalar_type());
+  if (x.mask.defined())
+    RESCALED_CHECK(TYPE, x.mask.scalar_type() == at::kBool, op, "mask of dtype bool, got ", x.mask.scalar_type());
+  if (x.bias.defined()) check_bias_type(op, "bias", x.query, x.bias.scalar_type());
+  for (const auto& [name, t] : {std::pair<const char*, const Tensor&>{"bias", x.bias}, {"mask", x.mask}}) {
+    if (!t.defined()) continue;
+    RESCALED_CHECK(VALUE,
+                   (t.sym_size(-2) == x.query.sym_size(-2) || t.sym_size(-2) == 1) &&
+                       (t.sym_size(-1) == x.key.sym_size(-2) || t.sym_size(-1) == 1),
+                   op, name, " of shape [*, ", x.query.sym_size(-2), " or 1, ", x.key.sym_size(-2), " or 1], got ",
+                   shape(t));
+  }
+  const auto full =
+      broadcast({{&x.query, 2}, {&x.key, 2}, {&x.value, 2}, {&x.bias, 2}, {&x.mask, 2}, {&x.dropout_seed, 0}});
+  for (const auto& [name, t, suffix] : {std::tuple<const char*, const Tensor&, int64_t>{"query", x.query, 2},
+                                        {"key", x.key, 2},
+                                        {"value", x.value, 2},
+                                        {"bias", x.bias, 2},
+                                        {"mask", x.mask, 2},
+                                        {"dropout_seed", x.dropout_seed, 0}})
+    if (t.defined()) check_leading(op, name, t, suffix, full, list(full));
+}
+
+namespace {
+
+void check_like(const char* op, const char* name, const Tensor& t, const Tensor& like) {
+  if (!t.defined()) return;
+  RESCALED_CHECK(VALUE, t.sym_sizes() == like.sym_sizes(), op, name, " of shape ", shape(like), ", got ", shape(t));
+  RESCALED_CHECK(TYPE, t.scalar_type() == like.scalar_type(), op, name, " of dtype ", like.scalar_type(), ", got ",
+                 t.scalar_type());
+  RESCALED_CHECK(VALUE, t.device() == like.device(), op, name, " on ", like.device(), ", got ", t.device());
+}
+
+void check_saved(const char* op, const Point& x, const Saved& saved) {
+  const c10::SymInt rows = x.query.sym_size(-2);
+  RESCALED_CHECK(VALUE,
+                 saved.output.dim() == x.query.dim() && saved.output.sym_size(-2) == rows &&
+                     saved.output.sym_size(-1) == x.value.sym_size(-1),
+                 op, "output of shape [*, ", rows, ", ", x.value.sym_size(-1), "], got ", shape(saved.output));
+  for (const auto& [name, t] :
+       {std::pair<const char*, const Tensor&>{"balance", saved.balance}, {"log_normalizer", saved.log_normalizer}}) {
+    RESCALED_CHECK(VALUE, t.dim() == x.query.dim() - 1 && t.sym_size(-1) == rows, op, name, " of shape [*, ", rows,
+                   "], got ", shape(t));
+    RESCALED_CHECK(TYPE, t.scalar_type() == accumulation_type(x.query), op, name, " of dtype ",
+                   accumulation_type(x.query), ", got ", t.scalar_type());
+  }
+}
+
+void check_tangents(const char* op, const Point& x, const Tangents& t) {
+  check_like(op, "tangent_query", t.query, x.query), check_like(op, "tangent_key", t.key, x.key),
+      check_like(op, "tangent_value", t.value, x.value);
+  RESCALED_CHECK(VALUE, !t.bias.defined() || x.bias.defined(), op, "tangent_bias only with a bias, got ",
+                 shape(t.bias));
+  check_like(op, "tangent_bias", t.bias, x.bias);
+}
+
+void check_cotangents(const char* op, const Saved& saved, const Cotangents& g) {
+  check_like(op, "grad_output", g.output, saved.output), check_like(op, "grad_balance", g.balance, saved.balance);
+  check_like(op, "grad_log_normalizer", g.log_normalizer, saved.log_normalizer);
+}
+
+}  // namespace
+
+void check_backward(const Point& x, const Cotangents& g, const Saved& saved, const AttentionSettings& settings) {
+  check_point("_attention_backward", x, settings);
+  check_saved("_attention_backward", x, saved);
+  check_cotangents("_attention_backward", saved, g);
+}
+
+void check_jvp(const Point& x, const Tangents& t, const Saved& saved, const AttentionSettings& settings) {
+  check_point("_attention_jvp", x, settings);
+  check_saved("_attention_jvp", x, saved);
+  check_tangents("_attention_jvp", x, t);
+}
+
+void check_double_backward(const Point& x, const Tangents& t, const Cotangents& g, const Saved& saved,
+                           const AttentionSettings& settings) {
+  check_point("_attention_double_backward", x, settings);
+  check_saved("_attention_double_backward", x, saved);
+  check_tangents("_attention_double_backward", x, t);
+  check_cotangents("_attention_double_backward", saved, g);
+}
+
+}  // namespace rescaled::ops

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The primitives as C++ calls through the dispatcher, and their arguments in groups (schemas: ../library.cpp).
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <optional>
+#include <string>
+
+namespace rescaled::ops {
+
+using at::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+struct AttentionSettings {
+  double dropout_p = 0;
+  bool is_causal = false;
+  std::optional<double> scale;
+  std::string kind = "exp";
+  // What compiled autograd must specialize on.
+  template <class Arguments>
+  void collect(Arguments& args) const {
+    args.collect(dropout_p);
+    args.collect(is_causal);
+    args.collect(scale);
+    args.collect(kind);
+  }
+};
+
+// Absent optional tensors are undefined ones here.
+struct Point {
+  Tensor query, key, value, bias, mask, dropout_seed;
+};
+struct Saved {
+  Tensor output, balance, log_normalizer;
+};
+struct Tangents {
+  Tensor query, key, value, bias;
+};
+struct Cotangents {
+  Tensor output, balance, log_normalizer;
+};
+
+// float64 for float64, else float32: the type of balance and log_normalizer, and of the arithmetic.
+inline at::ScalarType accumulation_type(const Tensor& t) {
+  return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+Saved attention_forward(const Point&, const AttentionSettings&);
+std::array<Tensor, 4> attention_backward(const Cotangents&, const Point&, const Saved&, const AttentionSettings&,
+                                         std::array<bool, 4> need);
+Saved attention_jvp(const Tangents&, const Point&, const Saved&, const AttentionSettings&);
+std::array<Tensor, 7> attention_double_backward(const Tangents&, const Cotangents&, const Point&, const Saved&,
+                                                const AttentionSettings&, std::array<bool, 7> need);
+
+// The parameter lists of the four schemas, for the kernels of every dispatch key.
+#define RESCALED_POINT                                                                                           \
+  const Tensor &query, const Tensor &key, const Tensor &value, const MaybeTensor &bias, const MaybeTensor &mask, \
+      const MaybeTensor &dropout_seed
+#define RESCALED_SAVED const Tensor &output, const Tensor &balance, const Tensor &log_normalizer
+#define RESCALED_SETTINGS double dropout_p, bool is_causal, std::optional<double> scale, c10::string_view kind
+#define RESCALED_TANGENTS                                                                             \
+  const MaybeTensor &tangent_query, const MaybeTensor &tangent_key, const MaybeTensor &tangent_value, \
+      const MaybeTensor &tangent_bias
+#define RESCALED_COTANGENTS \
+  const MaybeTensor &grad_output, const MaybeTensor &grad_balance, const MaybeTensor &grad_log_normalizer
+
+inline Tensor defined_or(const MaybeTensor& t) { return t.value_or(Tensor()); }
+inline MaybeTensor maybe(const Tensor& t) { return t.defined() ? MaybeTensor(t) : std::nullopt; }
+
+#define RESCALED_THE_POINT \
+  Point { query, key, value, defined_or(bias), defined_or(mask), defined_or(dropout_seed) }
+#define RESCALED_THE_SAVED \
+  Saved { output, balance, log_normalizer }
+#define RESCALED_THE_SETTINGS \
+  AttentionSettings { dropout_p, is_causal, scale, std::string(kind) }
+#define RESCALED_THE_TANGENTS \
+  Tangents { defined_or(tangent_query), defined_or(tangent_key), defined_or(tangent_value), defined_or(tangent_bias) }
+#define RESCALED_THE_COTANGENTS \
+  Cotangents { defined_or(grad_output), defined_or(grad_balance), defined_or(grad_log_normalizer) }
+
+// Their C++ signatures.
+using Three = std::tuple<Tensor, Tensor, Tensor>;
+using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using ForwardSignature = Three(RESCALED_POINT, RESCALED_SETTINGS);
+using BackwardSignature = Four(RESCALED_COTANGENTS, RESCALED_POINT, RESCALED_SAVED, RESCALED_SETTINGS,
+                               std::array<bool, 4> need);
+using JvpSignature = Three(RESCALED_TANGENTS, RESCALED_POINT, RESCALED_SAVED, RESCALED_SETTINGS);
+using DoubleBackwardSignature = Seven(RESCALED_TANGENTS, RESCALED_COTANGENTS, RESCALED_POINT, RESCALED_SAVED,
+                                      RESCALED_SETTINGS, std::array<bool, 7> need);
+
+}  // namespace rescaled::ops

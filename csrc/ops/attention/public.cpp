@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The public operators: arguments to the primitives' contract by views, epilogues on (W, balance, log_normalizer).
+#include "public.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/randint.h>
+#include <ATen/ops/where.h>
+#include <torch/library.h>
+
+#include <limits>
+
+#include "checks.h"
+
+namespace rescaled::ops {
+namespace {
+
+thread_local int depth = 0;
+struct Inside {
+  Inside() { ++depth; }
+  ~Inside() { --depth; }
+};
+
+#define PUBLIC_PARAMETERS                                                                                      \
+  const Tensor &query, const Tensor &key, const Tensor &value, const MaybeTensor &attn_mask, double dropout_p, \
+      bool is_causal, std::optional<double> scale, bool enable_gqa, c10::string_view kind
+#define THE_PUBLIC_ARGUMENTS \
+  PublicArguments { query, key, value, defined_or(attn_mask), dropout_p, is_causal, scale, enable_gqa, kind }
+
+// Views with one more dimension in front, until there are `rank`.
+Tensor with_rank(Tensor t, int64_t rank) {
+  while (t.defined() && t.dim() < rank) t = t.unsqueeze(0);
+  return t;
+}
+
+// Query heads [*, H, ...] as [*, Hk, H / Hk, ...], the heads of keys and masks beside them: nothing is copied or
+// expanded.
+Tensor grouped(const Tensor& t, const c10::SymInt& kv_heads) {
+  if (!t.defined() || t.dim() < 3) return t;
+  const c10::SymInt heads = t.sym_size(-3);
+  return heads == 1 ? t.unsqueeze(-3) : t.unflatten_symint(-3, {kv_heads, heads / kv_heads});
+}
+
+struct Core {
+  Saved saved;
+  bool ungroup;
+};
+
+// One seed for each matrix: [*leading].
+Tensor draw_seeds(const Point& x) {
+  std::vector<c10::SymInt> sizes(x.query.dim() - 2, c10::SymInt(1));
+  for (const Tensor& t : {x.query, x.key, x.value, x.bias, x.mask})
+    if (t.defined())
+      for (size_t d = 0; d < sizes.size(); ++d)
+        if (t.sym_size(d) != 1) sizes[d] = t.sym_size(d);
+  return at::randint_symint(std::numeric_limits<int64_t>::max(), sizes, x.query.options().dtype(at::kLong));
+}
+
+Saved core(const char* op, const PublicArguments& args) {
+  check_public(op, args);
+  const Inside inside;
+  Point x{args.query, args.key, args.value, {}, {}, {}};
+  if (args.attn_mask.defined()) (args.attn_mask.scalar_type() == at::kBool ? x.mask : x.bias) = args.attn_mask;
+  const bool group = args.enable_gqa && x.query.sym_size(-3) != x.key.sym_size(-3);
+  if (group) {
+    const c10::SymInt kv_heads = x.key.sym_size(-3);
+    x.query = x.query.unflatten_symint(-3, {kv_heads, x.query.sym_size(-3) / kv_heads});
+    x.key = x.key.unsqueeze(-3), x.value = x.value.unsqueeze(-3);
+    x.bias = grouped(x.bias, kv_heads), x.mask = grouped(x.mask, kv_heads);
+  }
+  int64_t rank = 2;
+  for (const Tensor& t : {x.query, x.key, x.value, x.bias, x.mask})
+    if (t.defined()) rank = std::max(rank, t.dim());
+  for (Tensor* t : {&x.query, &x.key, &x.value, &x.bias, &x.mask}) *t = with_rank(*t, rank);
+  if (args.dropout_p > 0) x.dropout_seed = draw_seeds(x);
+  const AttentionSettings settings{args.dropout_p, args.is_causal, args.scale,
+                                   args.kind == "signed" ? "sinh" : std::string(args.kind)};
+  Saved out = attention_forward(x, settings);
+  if (group) out = {out.output.flatten(-4, -3), out.balance.flatten(-3, -2), out.log_normalizer.flatten(-3, -2)};
+  return out;
+}
+
+Tensor attention(PUBLIC_PARAMETERS) {
+  const Saved out = core("attention", THE_PUBLIC_ARGUMENTS);
+  if (kind != "sinh") return out.output;
+  // u V / (u 1) = W / balance, with a pole where balance = 0; a row without keys is 0, and so are its derivatives.
+  const Tensor keyless = out.log_normalizer == -std::numeric_limits<double>::infinity();
+  const Tensor balance = at::where(keyless, at::ones_like(out.balance), out.balance);
+  return (out.output / balance.unsqueeze(-1)).to(out.output.scalar_type());
+}
+
+Three attention_with_normalizer(PUBLIC_PARAMETERS) {
+  const Saved out = core("attention_with_normalizer", THE_PUBLIC_ARGUMENTS);
+  return {out.output, out.balance, out.log_normalizer};
+}
+
+// Under autocast query, key and value run in its dtype; a mask keeps its own, balance and log_normalizer stay float32.
+template <class Signature, c10::DispatchKey kKey>
+struct Autocast;
+template <class Result, class... Rest, c10::DispatchKey kKey>
+struct Autocast<Result(const Tensor&, const Tensor&, const Tensor&, Rest...), kKey> {
+  using Signature = Result(const Tensor&, const Tensor&, const Tensor&, Rest...);
+  static Result call(const char* name, const Tensor& query, const Tensor& key, const Tensor& value, Rest... rest) {
+    const c10::impl::ExcludeDispatchKeyGuard exclude(kKey);
+    constexpr auto device = kKey == c10::DispatchKey::AutocastCPU ? at::kCPU : at::kCUDA;
+    const auto type = at::autocast::get_autocast_dtype(device);
+    const auto cast = [&](const Tensor& t) { return at::autocast::cached_cast(type, t, device); };
+    return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>().call(cast(query), cast(key),
+                                                                                            cast(value), rest...);
+  }
+};
+template <c10::DispatchKey kKey>
+Tensor attention_autocast(PUBLIC_PARAMETERS) {
+  return Autocast<Tensor(PUBLIC_PARAMETERS), kKey>::call("torch_rescaled::attention", query, key, value, attn_mask,
+                                                         dropout_p, is_causal, scale, enable_gqa, kind);
+}
+template <c10::DispatchKey kKey>
+Three attention_with_normalizer_autocast(PUBLIC_PARAMETERS) {
+  return Autocast<Three(PUBLIC_PARAMETERS), kKey>::call("torch_rescaled::attention_with_normalizer", query, key, value,
+                                                        attn_mask, dropout_p, is_causal, scale, enable_gqa, kind);
+}
+
+}  // namespace
+
+bool inside_public_attention() { return depth > 0; }
+
+}  // namespace rescaled::ops
+
+using namespace rescaled::ops;
+
+TORCH_LIBRARY_IMPL(torch_rescaled, CompositeImplicitAutograd, m) {
+  m.impl("attention", TORCH_FN(attention));
+  m.impl("attention_with_normalizer", TORCH_FN(attention_with_normalizer));
+}
+// Under vmap the public operators take apart too; the primitives have a batching rule (registered from Python).
+TORCH_LIBRARY_IMPL(torch_rescaled, FuncTorchBatched, m) {
+  m.impl("attention", TORCH_FN(attention));
+  m.impl("attention_with_normalizer", TORCH_FN(attention_with_normalizer));
+}
+TORCH_LIBRARY_IMPL(torch_rescaled, AutocastCPU, m) {
+  m.impl("attention", TORCH_FN(attention_autocast<c10::DispatchKey::AutocastCPU>));
+  m.impl("attention_with_normalizer", TORCH_FN(attention_with_normalizer_autocast<c10::DispatchKey::AutocastCPU>));
+}
+TORCH_LIBRARY_IMPL(torch_rescaled, AutocastCUDA, m) {
+  m.impl("attention", TORCH_FN(attention_autocast<c10::DispatchKey::AutocastCUDA>));
+  m.impl("attention_with_normalizer", TORCH_FN(attention_with_normalizer_autocast<c10::DispatchKey::AutocastCUDA>));
+}

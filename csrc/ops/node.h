@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Recording of an operator at the Autograd key, in reverse and in forward mode, the way PyTorch's generated kernels do
+// it. The only file that touches torch's autograd internals; they differ between releases (2.11 to 2.13 are covered).
+//
+// A Rule describes one primitive:
+//   using Settings        its non-tensor arguments; `collect(args)` shows them to compiled autograd
+//   kInputs, kOutputs     how many leading inputs and outputs are differentiable; the inputs after them are auxiliaries
+//   kSavesOutputs         does `vjp` read the outputs?
+//   name()
+//   vjp(settings, in, out, grads, need) -> gradients of the kInputs inputs; undefined = zero, in and out
+//   jvp(settings, in, tangents, out)    -> tangents of the kOutputs outputs; undefined = zero, in and out
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
+
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+namespace rescaled::ops {
+
+using at::Tensor;
+using torch::autograd::variable_list;
+
+// Nodes are held by shared_ptr up to torch 2.12, by intrusive_ptr from 2.13.
+template <class N>
+auto make_node() {
+  if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, N>) {
+    return c10::make_intrusive<N>();
+  } else {
+    return std::shared_ptr<N>(new N(), [](N* node) { deleteNode(node); });
+  }
+}
+
+template <class Rule>
+struct RuleNode : torch::autograd::Node {
+  std::vector<torch::autograd::SavedVariable> inputs, outputs;
+  typename Rule::Settings settings;
+
+  std::string name() const override { return Rule::name(); }
+
+  variable_list apply(variable_list&& grads) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const bool any = std::any_of(grads.begin(), grads.end(), [](const Tensor& g) { return g.defined(); });
+    if (!any) return variable_list(num_outputs());
+    variable_list in, out;
+    for (const auto& saved : inputs) in.push_back(saved.unpack());
+    for (const auto& saved : outputs) out.push_back(saved.unpack(getptr()));
+    std::vector<bool> need;
+    for (size_t i = 0; i < Rule::kInputs; ++i) need.push_back(task_should_compute_output(i));
+    variable_list result = Rule::vjp(settings, in, out, grads, need);
+    for (size_t i = 0; i < Rule::kInputs; ++i)
+      if (!need[i]) result[i] = Tensor();
+    return result;
+  }
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& saved : inputs) saved.reset_data();
+    for (auto& saved : outputs) saved.reset_data();
+  }
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    args.collect(inputs, /*is_output=*/false);
+    args.collect(outputs, /*is_output=*/true);
+    settings.collect(args);
+  }
+  variable_list apply_with_saved(const variable_list& grads,
+                                 torch::dynamo::autograd::SwapSavedVariables& saved) override {
+    saved.before(inputs);
+    saved.before(outputs);
+    variable_list result = apply(variable_list(grads));
+    saved.after(inputs);
+    saved.after(outputs);
+    return result;
+  }
+};
+
+inline bool any_tangent(const variable_list& inputs, size_t count) {
+  for (size_t i = 0; i < count; ++i)
+    if (torch::autograd::isFwGradDefined(inputs[i])) return true;
+  return false;
+}
+inline bool any_requires_grad(const variable_list& inputs, size_t count) {
+  if (!at::GradMode::is_enabled()) return false;
+  for (size_t i = 0; i < count; ++i)
+    if (inputs[i].defined() && inputs[i].requires_grad()) return true;
+  return false;
+}
+
+// Runs `below` (the operator under the Autograd key) and records it by the Rule.
+template <class Rule, class Below>
+variable_list record(const typename Rule::Settings& settings, const variable_list& inputs, Below&& below) {
+  const bool reverse = any_requires_grad(inputs, Rule::kInputs), forward = any_tangent(inputs, Rule::kInputs);
+  decltype(make_node<RuleNode<Rule>>()) node;
+  if (reverse) {
+    node = make_node<RuleNode<Rule>>();
+    torch::autograd::edge_list edges;
+    for (size_t i = 0; i < Rule::kInputs; ++i)
+      edges.push_back(inputs[i].defined() ? torch::autograd::impl::gradient_edge(inputs[i]) : torch::autograd::Edge());
+    node->set_next_edges(std::move(edges));
+    node->settings = settings;
+    for (const Tensor& input : inputs) node->inputs.emplace_back(input, /*is_output=*/false);
+  }
+  variable_list outputs;
+  {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    outputs = below();
+  }
+  if (reverse)
+    for (size_t i = 0; i < Rule::kOutputs; ++i) torch::autograd::set_history(outputs[i], node);
+  if (forward) {
+    variable_list primals, tangents;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      const Tensor tangent = inputs[i].defined() ? inputs[i]._fw_grad(/*level=*/0) : Tensor();
+      primals.push_back(tangent.defined() ? inputs[i]._fw_primal(/*level=*/0) : inputs[i]);
+      if (i < Rule::kInputs) tangents.push_back(tangent);
+    }
+    const variable_list output_tangents = Rule::jvp(settings, primals, tangents, outputs);
+    for (size_t i = 0; i < Rule::kOutputs; ++i)
+      if (output_tangents[i].defined())
+        outputs[i]._set_fw_grad(output_tangents[i], /*level=*/0, /*is_inplace_op=*/false);
+  }
+  if (reverse && Rule::kSavesOutputs)
+    for (const Tensor& output : outputs) node->outputs.emplace_back(output, /*is_output=*/true);
+  return outputs;
+}
+
+// Reverse rule by differentiating a plain-tensor formula, only when asked for: `formula(inputs)` -> outputs (undefined:
+// no gradient).
+template <class Formula>
+variable_list differentiate(Formula&& formula, const variable_list& inputs, size_t count, const variable_list& grads) {
+  const bool create_graph = at::GradMode::is_enabled();
+  const at::AutoGradMode enable(true);
+  variable_list x = inputs, leaves, y, cotangents;
+  std::vector<size_t> positions;
+  for (size_t i = 0; i < count; ++i) {
+    if (!inputs[i].defined()) continue;
+    x[i] =
+        create_graph && inputs[i].requires_grad() ? inputs[i].view_as(inputs[i]) : inputs[i].detach().requires_grad_();
+    leaves.push_back(x[i]);
+    positions.push_back(i);
+  }
+  const variable_list outputs = formula(x);
+  for (size_t i = 0; i < outputs.size(); ++i)
+    if (grads[i].defined() && outputs[i].defined() && outputs[i].requires_grad())
+      y.push_back(outputs[i]), cotangents.push_back(grads[i]);
+  variable_list result(count);
+  if (y.empty()) return result;
+  const variable_list found =
+      torch::autograd::grad(y, leaves, cotangents, /*retain_graph=*/create_graph, create_graph, /*allow_unused=*/true);
+  for (size_t i = 0; i < positions.size(); ++i) result[positions[i]] = found[i];
+  return result;
+}
+
+}  // namespace rescaled::ops
