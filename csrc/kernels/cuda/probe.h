@@ -4,7 +4,7 @@
 
 namespace rescaled {
 
-// The targets this library was compiled for, e.g. "80-real;90a-real;90-virtual".
+// The targets this library was compiled for, e.g. "80-real 90a-real 90-virtual".
 const char* cuda_architectures();
 
 // Devices of this machine; 0 without a driver. `error` names what went wrong, or is nullptr.
