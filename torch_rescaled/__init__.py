@@ -1,5 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Fused exp / cosh / sinh attention for PyTorch with every derivative in linear memory."""
 
+from torch_rescaled import _flops as _flops
 from torch_rescaled import _library as _library
 from torch_rescaled import _vmap as _vmap
+from torch_rescaled import functional as functional
+from torch_rescaled import nn as nn
+from torch_rescaled._library import build_info
+from torch_rescaled.functional import attention, attention_with_normalizer, backend
+
+__version__ = "0.1.0"
+__all__ = ["attention", "attention_with_normalizer", "backend", "build_info", "functional", "nn"]

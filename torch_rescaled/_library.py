@@ -1,8 +1,48 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Finds and loads the operator library."""
+"""Finds and loads the operator library; refuses clearly."""
 
 from pathlib import Path
 
 import torch
 
-torch.ops.load_library(Path(__file__).with_name("libtorch_rescaled.so"))
+
+def _load() -> None:
+    library = Path(__file__).with_name("libtorch_rescaled.so")
+    if not library.exists():
+        raise ImportError(
+            f"torch_rescaled: expected its operator library at {library}, found none; "
+            "build it with `pip install --no-build-isolation -e .` (or `make build`) in the source tree"
+        )
+    try:
+        torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+    except OSError as error:
+        raise ImportError(
+            f"torch_rescaled: its operator library does not load with torch {torch.__version__}; it serves only the torch release "
+            f"it was built for, so build it again in this environment ({error})"
+        ) from error
+    built = build_info()["torch"]
+    here = torch.__version__.partition("+")[0]
+    if built != here:
+        raise ImportError(
+            f"torch_rescaled: its operator library was built for torch {built}, but this is torch {here}; "
+            "build it again in this environment"
+        )
+
+
+def build_info() -> dict[str, str]:
+    """What the operator library was built from and runs on.
+
+    Returns:
+        ``torch`` (the release it serves), ``compiler``, ``cpu_isa`` (the instruction set in use: baseline, avx2 or avx512;
+        the environment variable ``RESCALED_CPU_ISA`` caps it) and ``cuda_architectures`` (``none`` if built without nvcc).
+
+    Example:
+        >>> import torch_rescaled
+        >>> sorted(torch_rescaled.build_info())
+        ['compiler', 'cpu_isa', 'cuda_architectures', 'torch']
+    """
+    lines: str = torch.ops.torch_rescaled.build_info()
+    return dict(line.split(": ", 1) for line in lines.splitlines())
+
+
+_load()

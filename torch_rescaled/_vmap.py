@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from torch_rescaled import _library as _library
+
 _OPS = torch.ops.torch_rescaled
 _WITHOUT_GRADIENT = {"mask", "dropout_seed"}
 

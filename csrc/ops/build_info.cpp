@@ -5,6 +5,9 @@
 #include <sstream>
 
 #include "../kernels/cpu/isa.h"
+#if defined(RESCALED_CUDA)
+#include "../kernels/cuda/probe.h"
+#endif
 
 namespace {
 
@@ -12,6 +15,11 @@ namespace {
 std::string build_info() {
   std::ostringstream lines;
   lines << "torch: " << TORCH_VERSION << "\ncompiler: " << __VERSION__ << "\ncpu_isa: " << rescaled::cpu_isa_name();
+#if defined(RESCALED_CUDA)
+  lines << "\ncuda_architectures: " << rescaled::cuda_architectures();
+#else
+  lines << "\ncuda_architectures: none";
+#endif
   return lines.str();
 }
 

@@ -3,9 +3,11 @@
 // it. The only file that touches torch's autograd internals; they differ between releases (2.11 to 2.13 are covered).
 //
 // A Rule describes one primitive:
-//   using Settings        its non-tensor arguments; `collect(args)` shows them to compiled autograd
-//   kInputs, kOutputs     how many leading inputs and outputs are differentiable; the inputs after them are auxiliaries
+//   using Settings        its non-tensor arguments; `collect`, `pack` and `unpack` show them to compiled autograd
+//   kInputs, kOutputs     how many leading inputs and outputs are differentiable
+//   kAuxiliaries          how many inputs follow that are not
 //   kSavesOutputs         does `vjp` read the outputs?
+//   kTraceable            may compiled autograd trace `vjp`? (not if it runs the autograd engine)
 //   name()
 //   vjp(settings, in, out, grads, need) -> gradients of the kInputs inputs; undefined = zero, in and out
 //   jvp(settings, in, tangents, out)    -> tangents of the kOutputs outputs; undefined = zero, in and out
@@ -45,17 +47,7 @@ struct RuleNode : torch::autograd::Node {
 
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const bool any = std::any_of(grads.begin(), grads.end(), [](const Tensor& g) { return g.defined(); });
-    if (!any) return variable_list(num_outputs());
-    variable_list in, out;
-    for (const auto& saved : inputs) in.push_back(saved.unpack());
-    for (const auto& saved : outputs) out.push_back(saved.unpack(getptr()));
-    std::vector<bool> need;
-    for (size_t i = 0; i < Rule::kInputs; ++i) need.push_back(task_should_compute_output(i));
-    variable_list result = Rule::vjp(settings, in, out, grads, need);
-    for (size_t i = 0; i < Rule::kInputs; ++i)
-      if (!need[i]) result[i] = Tensor();
-    return result;
+    return gradients(settings, unpacked_inputs(), unpacked_outputs(), grads, needed());
   }
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -67,14 +59,67 @@ struct RuleNode : torch::autograd::Node {
     args.collect(outputs, /*is_output=*/true);
     settings.collect(args);
   }
+  // Compiled autograd runs no node while it captures: it takes a function of (grads, packed arguments) into its graph.
   variable_list apply_with_saved(const variable_list& grads,
                                  torch::dynamo::autograd::SwapSavedVariables& saved) override {
     saved.before(inputs);
     saved.before(outputs);
-    variable_list result = apply(variable_list(grads));
+    torch::dynamo::autograd::PackedArgs packed;
+    for (const Tensor& t : unpacked_inputs()) packed.pack(t);
+    packed.pack(static_cast<int64_t>(outputs.size()));
+    for (const Tensor& t : unpacked_outputs()) packed.pack(t);
+    packed.pack(needed());
+    settings.pack(packed);
+    const std::vector<at::IValue> args = packed.vec();
+    std::vector<at::TypePtr> schema;
+    for (const at::IValue& arg : args)
+      schema.push_back(arg.isTensor() ? at::TypePtr(at::TensorType::get()) : arg.type());
+    const auto& compiler = torch::dynamo::autograd::getPyCompilerInterface();
+    const std::string function = compiler->bind_function(saved.get_py_compiler(), name(), &RuleNode::functional, schema,
+                                                         /*is_custom_function=*/true, Rule::kTraceable);
+    using Metadata = std::vector<std::optional<torch::autograd::InputMetadata>>;
+    variable_list result = compiler->call_function(saved.get_py_compiler(), "apply_functional", function, grads, args,
+                                                   torch::dynamo::autograd::IValuePacker<Metadata>::pack(
+                                                       torch::dynamo::autograd::get_input_metadata(next_edges())));
     saved.after(inputs);
     saved.after(outputs);
     return result;
+  }
+
+ private:
+  variable_list unpacked_inputs() const {
+    variable_list in;
+    for (const auto& saved : inputs) in.push_back(saved.unpack());
+    return in;
+  }
+  variable_list unpacked_outputs() {
+    variable_list out;
+    for (const auto& saved : outputs) out.push_back(saved.unpack(getptr()));
+    return out;
+  }
+  std::vector<bool> needed() const {
+    std::vector<bool> need;
+    for (size_t i = 0; i < Rule::kInputs; ++i) need.push_back(task_should_compute_output(i));
+    return need;
+  }
+  static variable_list gradients(const typename Rule::Settings& settings, const variable_list& in,
+                                 const variable_list& out, const variable_list& grads, const std::vector<bool>& need) {
+    const bool any = std::any_of(grads.begin(), grads.end(), [](const Tensor& g) { return g.defined(); });
+    if (!any) return variable_list(Rule::kInputs);
+    variable_list result = Rule::vjp(settings, in, out, grads, need);
+    for (size_t i = 0; i < Rule::kInputs; ++i)
+      if (!need[i]) result[i] = Tensor();
+    return result;
+  }
+  static variable_list functional(const variable_list& grads, const std::vector<at::IValue>& args) {
+    torch::dynamo::autograd::PackedArgs packed(args);
+    variable_list in, out;
+    for (size_t i = 0; i < Rule::kInputs + Rule::kAuxiliaries; ++i) in.push_back(packed.unpack<Tensor>());
+    for (auto count = packed.unpack<int64_t>(); count > 0; --count) out.push_back(packed.unpack<Tensor>());
+    const auto need = packed.unpack<std::vector<bool>>();
+    typename Rule::Settings settings;
+    settings.unpack(packed);
+    return gradients(settings, in, out, grads, need);
   }
 };
 

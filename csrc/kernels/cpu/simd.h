@@ -27,8 +27,8 @@ enum { kVectorBytes = 16 };
 
 typedef float FloatVector __attribute__((vector_size(kVectorBytes)));
 typedef double DoubleVector __attribute__((vector_size(kVectorBytes)));
-typedef int32_t Int32Vector __attribute__((vector_size(kVectorBytes)));
-typedef int64_t Int64Vector __attribute__((vector_size(kVectorBytes)));
+
+typedef uint64_t UInt64Vector __attribute__((vector_size(kVectorBytes)));
 typedef uint32_t UInt32Vector __attribute__((vector_size(kVectorBytes)));
 
 template <class T>
@@ -36,7 +36,7 @@ struct Simd;
 template <>
 struct Simd<float> {
   using Vector = FloatVector;
-  using Integer = Int32Vector;
+  using Integer = UInt32Vector;  // exponents are added as integers, and wrap
   static constexpr int kLanes = kVectorBytes / 4;
   static constexpr int kMantissaBits = 23;
   static constexpr float kRound = 12582912.f;  // 1.5 2^23: adding it rounds to an integer
@@ -45,7 +45,7 @@ struct Simd<float> {
 template <>
 struct Simd<double> {
   using Vector = DoubleVector;
-  using Integer = Int64Vector;
+  using Integer = UInt64Vector;
   static constexpr int kLanes = kVectorBytes / 8;
   static constexpr int kMantissaBits = 52;
   static constexpr double kRound = 6755399441055744.;  // 1.5 2^52

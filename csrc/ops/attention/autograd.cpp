@@ -50,6 +50,8 @@ std::array<Tensor, 4> hessian_product(const Tangents& t, const Cotangents& g, co
 struct Forward {  // query, key, value, bias | mask, dropout_seed
   using Settings = AttentionSettings;
   static constexpr size_t kInputs = 4, kOutputs = 3;
+  static constexpr size_t kAuxiliaries = 2;
+  static constexpr bool kTraceable = true;
   static constexpr bool kSavesOutputs = true;
   static const char* name() { return "RescaledAttentionBackward"; }
   static variable_list vjp(const Settings& settings, const variable_list& in, const variable_list& out,
@@ -72,11 +74,23 @@ struct BackwardSettings : AttentionSettings {
     AttentionSettings::collect(args);
     for (const bool flag : need) args.collect(flag);
   }
+  template <class Arguments>
+  void pack(Arguments& args) const {
+    AttentionSettings::pack(args);
+    for (const bool flag : need) args.pack(flag);
+  }
+  template <class Arguments>
+  void unpack(Arguments& args) {
+    AttentionSettings::unpack(args);
+    for (bool& flag : need) flag = args.template unpack<bool>();
+  }
 };
 struct Backward {  // grad_output, grad_balance, grad_log_normalizer, query, key, value, bias | mask, dropout_seed, W,
                    // balance, log_normalizer
   using Settings = BackwardSettings;
   static constexpr size_t kInputs = 7, kOutputs = 4;
+  static constexpr size_t kAuxiliaries = 5;
+  static constexpr bool kTraceable = true;
   static constexpr bool kSavesOutputs = false;
   static const char* name() { return "RescaledAttentionDoubleBackward"; }
   static variable_list vjp(const Settings& settings, const variable_list& in, const variable_list&,
@@ -106,6 +120,8 @@ struct Jvp {  // tangents of query, key, value, bias; query, key, value, bias | 
               // log_normalizer
   using Settings = AttentionSettings;
   static constexpr size_t kInputs = 8, kOutputs = 3;
+  static constexpr size_t kAuxiliaries = 5;
+  static constexpr bool kTraceable = true;
   static constexpr bool kSavesOutputs = false;
   static const char* name() { return "RescaledAttentionJvpBackward"; }
   static variable_list vjp(const Settings& settings, const variable_list& in, const variable_list&,
@@ -131,6 +147,8 @@ struct DoubleBackward {  // tangents (4), cotangents (3), query, key, value, bia
                          // log_normalizer
   using Settings = AttentionSettings;
   static constexpr size_t kInputs = 11, kOutputs = 7;
+  static constexpr size_t kAuxiliaries = 5;
+  static constexpr bool kTraceable = false;
   static constexpr bool kSavesOutputs = false;
   static const char* name() { return "RescaledAttentionThirdBackward"; }
   static variable_list plain(const Settings& settings, const variable_list& in) {

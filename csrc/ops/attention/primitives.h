@@ -17,13 +17,27 @@ struct AttentionSettings {
   bool is_causal = false;
   std::optional<double> scale;
   std::string kind = "exp";
-  // What compiled autograd must specialize on.
+  // For compiled autograd: what it must specialize on, and what travels through its graph.
   template <class Arguments>
   void collect(Arguments& args) const {
     args.collect(dropout_p);
     args.collect(is_causal);
     args.collect(scale);
     args.collect(kind);
+  }
+  template <class Arguments>
+  void pack(Arguments& args) const {
+    args.pack(dropout_p);
+    args.pack(is_causal);
+    args.pack(scale);
+    args.pack(kind);
+  }
+  template <class Arguments>
+  void unpack(Arguments& args) {
+    dropout_p = args.template unpack<double>();
+    is_causal = args.template unpack<bool>();
+    scale = args.template unpack<std::optional<double>>();
+    kind = args.template unpack<std::string>();
   }
 };
 

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""FLOP formulas for :class:`torch.utils.flop_counter.FlopCounterMode`: what is asked for, on the standard count.
+
+One product costs ``2 B H N M`` times D (scores and their tangents, gradients of query and key) or Dv (everything with values).
+As torch does for its own attention, causality is not subtracted.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from torch_rescaled import _library as _library
+
+_OPS = torch.ops.torch_rescaled
+Shape = Sequence[int]
+
+
+def _pairs(query: Shape, key: Shape, value: Shape) -> int:
+    """2 B H N M with the leading dimensions broadcast."""
+    count = 2 * query[-2] * key[-2]
+    for sizes in zip(query[:-2], key[:-2], value[:-2], strict=True):
+        count *= 0 if 0 in sizes else max(sizes)
+    return count
+
+
+@register_flop_formula(_OPS._attention_forward)
+def _forward(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    return _pairs(query, key, value) * (query[-1] + value[-1])
+
+
+@register_flop_formula(_OPS._attention_backward)
+def _backward(
+    grad_output: Shape | None,
+    grad_balance: Shape | None,
+    grad_log: Shape | None,
+    query: Shape,
+    key: Shape,
+    value: Shape,
+    *rest: Any,
+    **_: Any,
+) -> int:
+    need = rest[-1]
+    head, values = query[-1], value[-1]
+    depth = head + head * (need[0] + need[1])
+    if grad_output is not None:
+        depth += values * (1 + need[2])
+    return int(_pairs(query, key, value) * depth)
+
+
+@register_flop_formula(_OPS._attention_jvp)
+def _jvp(
+    tq: Shape | None,
+    tk: Shape | None,
+    tv: Shape | None,
+    tb: Shape | None,
+    query: Shape,
+    key: Shape,
+    value: Shape,
+    *_: Any,
+    **__: Any,
+) -> int:
+    moves = tq is not None or tk is not None or tb is not None
+    depth = query[-1] * (1 + (tq is not None) + (tk is not None)) + value[-1] * (moves + (tv is not None))
+    return int(_pairs(query, key, value) * depth)
+
+
+@register_flop_formula(_OPS._attention_double_backward)
+def _double_backward(
+    tq: Shape | None,
+    tk: Shape | None,
+    tv: Shape | None,
+    tb: Shape | None,
+    grad_output: Shape | None,
+    grad_balance: Shape | None,
+    grad_log: Shape | None,
+    query: Shape,
+    key: Shape,
+    value: Shape,
+    *rest: Any,
+    **_: Any,
+) -> int:
+    need = rest[-1]
+    first: int = _jvp(tq, tk, tv, tb, query, key, value)
+    if not any(need[3:]):
+        return first
+    head, values = query[-1], value[-1]
+    depth = head * (1 + (tq is not None) + (tk is not None))
+    depth += head * (need[3] * (1 + (tk is not None)) + need[4] * (1 + (tq is not None)))
+    if grad_output is not None:
+        depth += values * (1 + (tv is not None) + need[5])
+    return int(first + _pairs(query, key, value) * depth)

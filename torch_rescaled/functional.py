@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The operators as typed, documented functions."""
+
+import torch
+from torch import Tensor
+from torch.nn.attention.bias import CausalBias, CausalVariant
+
+from torch_rescaled._library import build_info
+
+__all__ = ["attention", "attention_with_normalizer", "backend"]
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    kind: str = "exp",
+) -> Tensor:
+    r"""Normalized attention :math:`O = U V / (U 1)` with :math:`U = e^{\beta} \phi(\tau Q K^T)`, every derivative fused.
+
+    Argument for argument :func:`torch.nn.functional.scaled_dot_product_attention`, plus ``kind``:
+
+    * ``"exp"``: softmax attention.
+    * ``"cosh"``: softmax attention over the keys :math:`[K; -K]` and values :math:`[V; V]`, at the cost of one.
+    * ``"signed"``: the same over :math:`[K; -K]`, :math:`[V; -V]`: weights :math:`\sinh / \sum \cosh`, of either sign, whose
+      absolute values sum to at most 1. What a layer with negative weights should use.
+    * ``"sinh"``: :math:`\sinh / \sum \sinh`, with a pole where the sum vanishes (see :func:`attention_with_normalizer`).
+
+    Args:
+        query: ``[*, H, N, D]``; float32, float64, bfloat16 or float16; any strides, at least 2 dimensions.
+        key: ``[*, Hk, M, D]``, of query's dtype. Leading dimensions broadcast; with ``enable_gqa`` Hk divides H.
+        value: ``[*, Hk, M, Dv]``.
+        attn_mask: broadcasts to ``[*, H, N, M]``. Boolean: True attends. Floating (query's dtype, or float32 with half
+            precision): :math:`\beta`, the logarithm of the key's weight, so that -inf, -1e4 and ``finfo.min`` mask for every
+            kind. :class:`torch.nn.attention.bias.CausalBias` is recognized. A row without keys gives 0.
+        dropout_p: probability in [0, 1) of dropping a weight.
+        is_causal: a query attends to the keys up to its own position, counted from the top left; combines with ``attn_mask``.
+        scale: :math:`\tau`, ``1 / sqrt(D)`` by default.
+        enable_gqa: grouped queries: H / Hk consecutive query heads share a key head.
+        kind: ``"exp"``, ``"cosh"``, ``"signed"`` or ``"sinh"``.
+
+    Returns:
+        ``[*, H, N, Dv]`` in query's dtype.
+
+    Differentiable in query, key, value and a floating ``attn_mask``: reverse, forward, reverse over reverse and the mixed second
+    derivatives in O(N D) memory; forward over forward and third derivatives by plain-tensor formulas in O(N M), with a warning.
+    Under autocast it runs in the autocast dtype.
+
+    Raises:
+        ValueError: shapes, devices, ``dropout_p`` or ``kind`` do not fit.
+        TypeError: a dtype does not fit, or an argument is a tensor subclass (its storage may be uninitialized).
+        NotImplementedError: tensors on a device without kernels.
+
+    Example:
+        >>> import torch, torch_rescaled
+        >>> q, k, v = (torch.randn(2, 4, 16, 8, requires_grad=True) for _ in range(3))
+        >>> out = torch_rescaled.attention(q, k, v, is_causal=True, kind="signed")
+        >>> (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+        >>> grad.square().sum().backward()  # through the fused double backward
+        >>> q.grad.shape
+        torch.Size([2, 4, 16, 8])
+
+    The rescaled view of attention is that of arXiv:2305.00660 and arXiv:2309.07418.
+    """
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        attn_mask, is_causal = _resolve("attention", query, key, value, attn_mask, is_causal)
+    output: Tensor = torch.ops.torch_rescaled.attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa, kind=kind
+    )
+    return output
+
+
+def attention_with_normalizer(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    kind: str = "exp",
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""The core of every attention here, with a normalizer that is always positive.
+
+    With :math:`c = \sum_j e^{\beta_j} \exp(s_j)` (exp) or :math:`\sum_j e^{\beta_j} \cosh(s_j)` (cosh, sinh) a row's
+    normalizer, returns :math:`W = U V / c`, the balance :math:`\rho = U 1 / c` and :math:`l = \log c`. From them follow
+    normalized attention :math:`W / \rho`, and rescaled losses :math:`\|U V - (U 1) \circ B\|^2 = \sum e^{2 l} |W - \rho B|^2`,
+    which have no pole where a sum of sinh vanishes.
+
+    Args: those of :func:`attention` (``"signed"`` is ``"sinh"`` here). Dropout acts on :math:`W` alone.
+
+    Returns:
+        output: W, ``[*, H, N, Dv]`` in query's dtype.
+        balance: ``[*, H, N]``, float32 (float64 for float64): 1 for exp and cosh, in [-1, 1] for sinh, 0 for a row without keys.
+        log_normalizer: ``[*, H, N]``, likewise; -inf for a row without keys.
+
+    All three are differentiable, as :func:`attention` is. Raises what :func:`attention` raises.
+
+    Example:
+        >>> import torch, torch_rescaled
+        >>> q, k, v = (torch.randn(3, 16, 8) for _ in range(3))
+        >>> output, balance, log_normalizer = torch_rescaled.attention_with_normalizer(q, k, v, kind="sinh")
+        >>> bool((balance.abs() <= 1).all())
+        True
+
+    Source: arXiv:2305.00660 (rescaling), arXiv:2307.02419 (matrix forms).
+    """
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        attn_mask, is_causal = _resolve("attention_with_normalizer", query, key, value, attn_mask, is_causal)
+    output, balance, log_normalizer = torch.ops.torch_rescaled.attention_with_normalizer(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa, kind=kind
+    )
+    return output, balance, log_normalizer
+
+
+@torch.jit.unused
+def _resolve(
+    op: str, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
+) -> tuple[Tensor | None, bool]:
+    """A :class:`CausalBias` as what it means; other subclasses refused: an operator reads storage, which they may not have."""
+    if isinstance(attn_mask, CausalBias):
+        if attn_mask.variant == CausalVariant.UPPER_LEFT:
+            return None, True
+        n, m = query.shape[-2], key.shape[-2]
+        return torch.ones(n, m, dtype=torch.bool, device=query.device).tril(m - n), is_causal
+    for name, tensor in (("query", query), ("key", key), ("value", value), ("attn_mask", attn_mask)):
+        if tensor is not None and _foreign(tensor):
+            raise TypeError(f"torch_rescaled::{op}: expected {name} to be a plain torch.Tensor, got {type(tensor).__name__}")
+    return attn_mask, is_causal
+
+
+def _foreign(tensor: Tensor) -> bool:
+    """A wrapper subclass that does not dispatch: no operator can look inside."""
+    kind = type(tensor)
+    if kind in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
+        return False
+    return kind.__torch_dispatch__ is Tensor.__torch_dispatch__
+
+
+def backend(query: Tensor, kind: str = "exp") -> str:
+    """The path that :func:`attention` takes for tensors like ``query``.
+
+    Returns:
+        ``"cpu:avx512"``, ``"cpu:avx2"``, ``"cpu:baseline"``: fused kernels for that instruction set; ``"meta"`` for meta tensors.
+
+    Raises:
+        NotImplementedError: no kernels for this device.
+
+    Example:
+        >>> import torch, torch_rescaled
+        >>> torch_rescaled.backend(torch.empty(1, 1)).split(":")[0]
+        'cpu'
+    """
+    if kind not in ("exp", "cosh", "sinh", "signed"):
+        raise ValueError(f"torch_rescaled.backend: expected kind 'exp', 'cosh', 'sinh' or 'signed', got {kind!r}")
+    if query.device.type == "cpu":
+        return f"cpu:{build_info()['cpu_isa']}"
+    if query.device.type == "meta":
+        return "meta"
+    raise NotImplementedError(f"torch_rescaled.backend: expected a tensor on the CPU (or meta), got one on {query.device}")
