@@ -86,8 +86,7 @@ def markdown(result: dict[str, Any]) -> str:
     if memory:
         one = memory[0]
         text += [
-            f"Peak memory above the inputs, the forward included, {one['dtype']}, B·H {one['heads']},"
-            f" D {one['head_size']}:",
+            f"Peak memory above the inputs, the forward included, {one['dtype']}, B·H {one['heads']}, D {one['head_size']}:",
             memory_table(memory),
         ]
     return "\n\n".join(text)

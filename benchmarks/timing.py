@@ -70,8 +70,7 @@ def fma_peak(threads: list[int]) -> dict[str, float]:
         options = ["-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-pthread"]
         subprocess.run([compiler, *options, HERE / "peak.cpp", "-o", program], check=True)
         return {
-            str(n): float(subprocess.run([program, str(n)], check=True, capture_output=True, text=True).stdout)
-            for n in threads
+            str(n): float(subprocess.run([program, str(n)], check=True, capture_output=True, text=True).stdout) for n in threads
         }
 
 

@@ -9,26 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 import torch_rescaled
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = Path(torch_rescaled.__file__).with_name("libtorch_rescaled.so")
-
-
-class Block(nn.Module):
-    """[B, N, 32] to the same shape, by signed attention of 4 heads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.project_in = nn.Linear(32, 96)
-        self.project_out = nn.Linear(32, 32)
-
-    def forward(self, x: Tensor) -> Tensor:
-        heads = self.project_in(x).unflatten(-1, [3, 4, 8]).permute(2, 0, 3, 1, 4)
-        mixed = torch.ops.torch_rescaled.attention(heads[0], heads[1], heads[2], is_causal=True, kind="signed")
-        return self.project_out(mixed.transpose(1, 2).flatten(-2))
 
 
 def run(command: list[object]) -> subprocess.CompletedProcess[str]:
@@ -57,11 +42,10 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def scripted_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    file = tmp_path_factory.mktemp("scripted") / "block.pt"
-    with pytest.warns(DeprecationWarning, match="torch.jit"):  # scripting is deprecated upstream since 2.11, and works
-        scripted = torch.jit.script(Block())
-    with pytest.warns(DeprecationWarning, match="torch.jit"):
-        torch.jit.save(scripted, file)
+    file = tmp_path_factory.mktemp("scripted") / "layer.pt"
+    # Signed weights: with exp the loss does not depend on the bias of the keys, and every parameter should move.
+    layer = torch_rescaled.nn.RescaledAttention(32, 4, kv_heads=2, kind="signed", is_causal=True)
+    torch.jit.save(torch.jit.script(layer), file)
     return file
 
 
