@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Attention forward, backward, JVP and double backward on CPU against PyTorch's scaled_dot_product_attention.
 
-python benchmarks/attention.py            # the figures of the README: about 20 minutes on an idle machine
+python benchmarks/attention.py            # the figures of the README: about 15 minutes on an idle machine
 python benchmarks/attention.py --quick    # a look, within 30 seconds; writes only where --output says
 python benchmarks/report.py               # the table in the README from the results
 """

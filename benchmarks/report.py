@@ -14,6 +14,13 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- benchmarks:attention -->", "<!-- /benchmarks:attention -->"
 OURS = "torch_rescaled"
+# Softmax attention over [K; -K] is cosh or signed attention; sinh is signed attention divided by its balance.
+PEER_COMPUTES = {
+    "exp": "",
+    "cosh": ", doubled keys",
+    "signed": ", doubled keys",
+    "sinh": ", doubled keys, not divided by the balance",
+}
 NAMES = {"forward": "forward", "backward": "backward", "jvp": "JVP", "double_backward": "double backward"}
 
 
@@ -49,7 +56,7 @@ def timing_table(timings: list[dict[str, Any]]) -> str:
     rows = [["", "against", "B·H", *(f"D {head_size}, N {length}" for head_size, length in sizes)]]
     for (kind, dtype, piece, is_causal, heads), entries in groups.items():
         name = ", ".join(filter(None, [NAMES[piece], kind, dtype if several else "", "causal" if is_causal else ""]))
-        peer = peer_of(entries[0]) + ("" if kind == "exp" else ", doubled keys")
+        peer = peer_of(entries[0]) + PEER_COMPUTES[kind]
         at_size = [[e for e in entries if (e["head_size"], e["length"]) == size] for size in sizes]
         rows.append([name, peer, str(heads), *map(cell, at_size)])
     return markdown_table(rows)
@@ -86,7 +93,8 @@ def markdown(result: dict[str, Any]) -> str:
     if memory:
         one = memory[0]
         text += [
-            f"Peak memory above the inputs, the forward included, {one['dtype']}, B·H {one['heads']}, D {one['head_size']}:",
+            f"Peak memory above the inputs, the forward included, {one['dtype']}, B·H {one['heads']}, D {one['head_size']},"
+            " as the operating system saw it (to about 0.3 MiB):",
             memory_table(memory),
         ]
     return "\n\n".join(text)
