@@ -59,8 +59,8 @@ def test_float32_bias_with_half_precision(kind, dtype):
 @pytest.mark.parametrize(
     "shape",
     [
-        dict(n=0), dict(m=0), dict(n=0, m=0), dict(d=0, scale=1.0), dict(dv=0), dict(batch=(0, 3)), dict(batch=(2, 0)),
-        dict(m=0, causal=True), dict(batch=(0, 3), kv_batch=(1, 3)), dict(m=0, bias=(13, 1)), dict(n=0, bias=(1, 17)),
+        {"n": 0}, {"m": 0}, {"n": 0, "m": 0}, {"d": 0, "scale": 1.0}, {"dv": 0}, {"batch": (0, 3)}, {"batch": (2, 0)},
+        {"m": 0, "causal": True}, {"batch": (0, 3), "kv_batch": (1, 3)}, {"m": 0, "bias": (13, 1)}, {"n": 0, "bias": (1, 17)},
     ],
     ids=str,
 )  # fmt: skip
