@@ -5,7 +5,7 @@ PYTHON3 ?= python3
 ACTIVE := $(shell python -c "import sys, importlib.util as u; u.find_spec('torch') and print(sys.executable)" 2>/dev/null)
 PYTHON := $(patsubst $(CURDIR)/%,%,$(or $(ACTIVE),.venv/bin/python))
 OLDEST := 2.11.0
-PIP := -m pip install --quiet --disable-pip-version-check --no-input
+PIP := -m pip install -qq --disable-pip-version-check --no-input
 # Stamps are kept for each environment; the library serves one torch, so building it drops the other environments' stamps.
 STAMPS := build/stamps/$(subst /,.,$(PYTHON))
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
@@ -80,7 +80,7 @@ test-oldest: .venv-oldest/pyvenv.cfg ## The tests on the oldest supported torch,
 build/torch-$(OLDEST)/headers: $(STAMPS)/environment
 	@echo "fetching the headers of torch $(OLDEST) (half a gigabyte)"
 	@rm -rf $(@D) && mkdir -p $(@D)
-	@$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: -d $(@D) torch==$(OLDEST)
+	@$(PYTHON) -m pip download -qq --disable-pip-version-check --no-deps --only-binary=:all: -d $(@D) torch==$(OLDEST)
 	@$(PYTHON) -c 'import sys, zipfile; wheel = zipfile.ZipFile(sys.argv[1]); \
 	  wheel.extractall(sys.argv[2], [name for name in wheel.namelist() if name.startswith("torch/include/")])' $(@D)/*.whl $(@D)
 	@rm $(@D)/*.whl && touch $@
