@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def core(q, k, v, bias=None, mask=None, *, causal=False, scale=None, kind="exp", kept=None):
-    """(W, balance, log_normalizer) of u = e^bias phi(scale q k^T); `kept`: dropout factors [*, N, M]. Leading dimensions broadcast."""
+    """(W, balance, log_normalizer) of u = e^bias phi(scale q k^T), broadcast; `kept`: dropout factors [*, N, M]."""
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     s = (q @ k.mT) * scale
     allowed = torch.ones(s.shape[-2:], dtype=torch.bool)

@@ -87,7 +87,10 @@ def test_large_negative_log_weights_mask(kind, low):
     mask = torch.rand(11, 14) > 0.4
     mask[:, 0] = True
     bias = torch.zeros(11, 14, dtype=DOUBLE).masked_fill(~mask, low)
-    assert_equal(with_derivatives(lambda *t: attention(*t, bias, kind=kind), *x), with_derivatives(lambda *t: attention(*t, mask, kind=kind), *x))
+    assert_equal(
+        with_derivatives(lambda *t: attention(*t, bias, kind=kind), *x),
+        with_derivatives(lambda *t: attention(*t, mask, kind=kind), *x),
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -111,7 +114,9 @@ def test_rows_without_keys_are_zero_with_zero_derivatives(kind, how):
     x = [t.requires_grad_() for t in qkv(m=m)]
     mask = torch.ones(11, m, dtype=torch.bool)
     mask[4] = False
-    attn_mask = None if how == "no keys" else mask if how == "mask" else torch.zeros(11, m, dtype=DOUBLE).masked_fill(~mask, -math.inf)
+    attn_mask = (
+        None if how == "no keys" else mask if how == "mask" else torch.zeros(11, m, dtype=DOUBLE).masked_fill(~mask, -math.inf)
+    )
     rows = slice(None) if how == "no keys" else 4
     out = attention(*x, attn_mask, kind=kind)
     core = attention_with_normalizer(*x, attn_mask, kind=kind)
@@ -150,7 +155,8 @@ def test_weights_are_bit_identical_in_all_primitives(kind, dtype, causal):
     cotangent = torch.eye(n, dtype=dtype)
     values = (q, k, torch.zeros(m, n, dtype=dtype), bias, None, None)
     saved_values = (torch.zeros(n, n, dtype=dtype), *saved[1:])
-    by_backward = ops._attention_backward(cotangent, None, None, *values, *saved_values, *settings, [False, False, True, False])[2].mT
+    need = [False, False, True, False]
+    by_backward = ops._attention_backward(cotangent, None, None, *values, *saved_values, *settings, need)[2].mT
     assert torch.equal(by_jvp, by_backward)
     # Along a tangent t of the bias, grad_value = (a (t - ld))^T with the ld that the JVP returns.
     tangent = torch.randn(n, m, dtype=dtype)

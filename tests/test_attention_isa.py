@@ -20,8 +20,9 @@ def test_oracle(isa):
     ).stdout.strip()  # fmt: skip
     if best != isa:
         pytest.skip(f"this processor has {best} at most")
+    selection = ["-m", "not slow", "-k", f"({NAMES}) and (float32 or float64)"]
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "test_attention_oracle.py", "-m", "not slow", "-k", f"({NAMES}) and (float32 or float64)"],
+        [sys.executable, "-m", "pytest", "-q", "-x", "test_attention_oracle.py", *selection],
         env=os.environ | {"RESCALED_CPU_ISA": isa}, capture_output=True, text=True, cwd=HERE,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-4000:]
