@@ -73,7 +73,8 @@ test-all: build ## Every test that needs no GPU
 	$(PYTHON) -m pytest -q -m "not gpu"
 
 test-oldest: .venv-oldest/pyvenv.cfg ## The tests on the oldest supported torch, in .venv-oldest (downloads gigabytes)
-	@.venv-oldest/bin/python -c "import torch" 2> /dev/null || .venv-oldest/bin/python $(PIP) numpy torch==$(OLDEST)
+	@.venv-oldest/bin/python -c "import torch" 2> /dev/null || \
+	  .venv-oldest/bin/python $(PIP) torch==$(OLDEST) "setuptools>=77"
 	@PATH="$(CURDIR)/.venv-oldest/bin:$$PATH" $(MAKE) --no-print-directory test
 
 # The wheel is half a gigabyte; only its headers are unpacked and kept.

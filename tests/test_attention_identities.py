@@ -155,8 +155,9 @@ def test_weights_are_bit_identical_in_all_primitives(kind, dtype, causal):
     cotangent = torch.eye(n, dtype=dtype)
     values = (q, k, torch.zeros(m, n, dtype=dtype), bias, None, None)
     saved_values = (torch.zeros(n, n, dtype=dtype), *saved[1:])
-    need = [False, False, True, False]
-    by_backward = ops._attention_backward(cotangent, None, None, *values, *saved_values, *settings, need)[2].mT
+    by_backward = ops._attention_backward(cotangent, None, None, *values, *saved_values, *settings, [False, False, True, False])[
+        2
+    ].mT
     assert torch.equal(by_jvp, by_backward)
     # Along a tangent t of the bias, grad_value = (a (t - ld))^T with the ld that the JVP returns.
     tangent = torch.randn(n, m, dtype=dtype)
