@@ -20,7 +20,7 @@ CASES = {
     "head size": ((Q, t(2, 8, 10, 32), V), {}, ValueError, "expected key of shape [2, 8, M, 64] to match query's head size 64, got [2, 8, 10, 32]"),
     "value length": ((Q, K, t(2, 8, 9, 32)), {}, ValueError, "expected value of shape [2, 8, 10, Dv] to match key's length 10, got [2, 8, 9, 32]"),
     "rank": ((t(5), K, V), {}, ValueError, "expected query of at least 2 dimensions [*, length, size], got [5]"),
-    "batch": ((Q, t(3, 8, 10, 64), V), {}, ValueError, "expected query with leading dimensions that broadcast to [3, 8], got [2, 8, 5, 64]"),
+    "batch": ((Q, t(3, 8, 10, 64), V), {}, ValueError, "expected key with leading dimensions that broadcast to [2, 8], got [3, 8, 10, 64]"),
     "query dtype": ((Q.long(), K, V), {}, TypeError, "expected query of dtype float32, float64, bfloat16 or float16, got Long"),
     "key dtype": ((Q, K.double(), V), {}, TypeError, "expected key of query's dtype Float, got Double"),
     "value dtype": ((Q.half(), K.half(), V), {}, TypeError, "expected value of query's dtype Half, got Float"),
@@ -96,7 +96,7 @@ def test_primitives_check_their_contract(device):
     settings = (0.0, False, None, "exp")
     with pytest.raises(ValueError, match="_attention_forward: expected key with query's 1 leading dimensions"):
         ops._attention_forward(q, k[0], k, None, None, None, *settings)
-    with pytest.raises(ValueError, match="expected dropout_seed with dropout_p 0.5, got none"):
+    with pytest.raises(ValueError, match=r"expected dropout_seed with dropout_p 0\.5, got none"):
         ops._attention_forward(q, k, k, None, None, None, 0.5, False, None, "exp")
     with pytest.raises(TypeError, match="expected dropout_seed of dtype int64"):
         ops._attention_forward(q, k, k, None, None, seed.float(), 0.5, False, None, "exp")
