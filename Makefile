@@ -58,7 +58,7 @@ $(STAMPS)/library: $(STAMPS)/environment $(SOURCES) $(if $(wildcard torch_rescal
 	@rm -f build/stamps/*/library
 	@echo "building the operator library (minutes, the first time)"
 	@$(PYTHON) $(PIP) --no-build-isolation --no-deps -e . > build/build.log 2>&1 || \
-	  { tail -40 build/build.log; echo "the build failed: the whole log is build/build.log"; exit 1; }
+	  { grep -E -m 20 'error:|Error|FAILED' build/build.log || tail -40 build/build.log; echo "the build failed: the whole log is build/build.log"; exit 1; }
 	@touch $@
 
 build: $(STAMPS)/library ## Build the operator library into the package
