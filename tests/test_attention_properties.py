@@ -15,7 +15,7 @@ SMALL = st.sampled_from([1, 2, 3, 5, 8, 13, 17])
 @given(
     n=SIZES, m=SIZES, d=SMALL, dv=SMALL, kind=st.sampled_from(KINDS), dtype=st.sampled_from([torch.float32, torch.float64]),
     layout=st.sampled_from(["contiguous", "transposed", "sliced", "expanded"]), causal=st.booleans(),
-    masking=st.sampled_from(["none", "mask", "bias", "row bias", "key bias"]), scale=st.sampled_from([None, 1e-3, 0.5, 3.0]),
+    masking=st.sampled_from(["none", "mask", "bias", "row bias", "key bias"]), scale=st.sampled_from([None, 1e-3, 0.5, 1.0]),
     seed=st.integers(0, 1000),
 )  # fmt: skip
 def test_against_the_oracle(n, m, d, dv, kind, dtype, layout, causal, masking, scale, seed):
