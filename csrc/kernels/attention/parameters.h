@@ -23,7 +23,7 @@ struct Matrices {
 using Input = Matrices<const void*>;
 using Output = Matrices<void*>;
 
-// One struct for the four primitives; each reads what it needs. Formulas: docs/math.md, "Attention".
+// One struct for the four primitives; each reads what it needs. Formulas: docs/math.md.
 struct AttentionParameters {
   Kind kind = Kind::exp;
   bool causal = false;

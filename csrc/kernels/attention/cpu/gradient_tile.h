@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // One block of scores of the backward and of the double backward's second pass: rows are queries, lanes are keys.
 //
-//   backward         dS = r E - n delta,  dbeta = a E - p delta,  E = G V^T + g_rho
-//   double backward  ad = r Sd + a (betad - ld),  rd = a Sd + r (betad - ld),  nd, pd = (ad, rd) for sinh, (rd, ad)
+//   backward (3)     dS = r E - n delta,  dbeta = a E - p delta,  E = G V^T + g_rho
+//   double backward (5)  ad = r Sd + a (betad - ld),  rd = a Sd + r (betad - ld),  nd, pd = (ad, rd) for sinh, (rd, ad)
 //   otherwise,
 //                    dS2 = rd E + r Ed - nd delta - n deltad,  dbeta2 = ad E + a Ed - pd delta - p deltad,  Ed = G Vd^T
 #pragma once
