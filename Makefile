@@ -1,94 +1,119 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# `make demo` and `make test` need Python >= 3.11, a C++20 compiler and make. They use the active environment when it has torch,
-# else they make .venv. `make help` lists the rest.
-TORCH := 2.13.0
-OLDEST := 2.11.0
+# `make demo` and `make test` need Python >= 3.11, a C++20 compiler and make, nothing else. They use the active environment
+# when it has torch, else they make .venv. Versions stand in pyproject.toml alone.
 PYTHON3 ?= python3
-ACTIVE := $(shell python -c "import sys, torch; print(sys.executable)" 2>/dev/null)
-PYTHON := $(or $(ACTIVE),.venv/bin/python)
-PIP := -m pip install --quiet --disable-pip-version-check
-STAMPS := build/stamps
+ACTIVE := $(shell python -c "import sys, importlib.util as u; u.find_spec('torch') and print(sys.executable)" 2>/dev/null)
+PYTHON := $(patsubst $(CURDIR)/%,%,$(or $(ACTIVE),.venv/bin/python))
+OLDEST := 2.11.0
+PIP := -m pip install -qq --disable-pip-version-check --no-input
+# Stamps are kept for each environment; the library serves one torch, so building it drops the other environments' stamps.
+STAMPS := build/stamps/$(subst /,.,$(PYTHON))
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
 CPP := $(shell find csrc examples/cpp tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
+# cmake, ninja and ctest come with the environment.
+TOOLS = PATH="$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-all test-oldest headers-oldest lint types format sanitize bench check-machine clean
+.PHONY: help build demo test test-all test-oldest headers-oldest lint types format sanitize bench clean FORCE
+.DELETE_ON_ERROR:
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
 
-check-machine:
-	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python >= 3.11 is needed: install it, or say which with make PYTHON3=python3.12"; exit 1; }
-	@echo 'int main() { return []<int n>() { return n; }.operator()<0>(); }' | $${CXX:-c++} -std=c++20 -x c++ -fsyntax-only - 2>/dev/null || \
-	  { echo "A C++20 compiler is needed: install g++ >= 11 (or set CXX)"; exit 1; }
+define CHECK_PYTHON
+$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || \
+  { echo "Python >= 3.11 is needed, $(PYTHON3) is not: install it, or name it with make PYTHON3=python3.12"; exit 1; }
+endef
 
-.venv/bin/python:
-	@$(MAKE) --no-print-directory check-machine
-	@echo "making .venv"
-	@$(PYTHON3) -m venv .venv
+define CHECK_COMPILER
+echo 'int main() { return []<int n>() { return n; }.template operator()<0>(); }' | \
+  $${CXX:-c++} -std=c++20 -x c++ -fsyntax-only - 2> /dev/null || \
+  { echo "A C++20 compiler is needed: install g++ >= 11, or name one with CXX=..."; exit 1; }
+endef
 
-# Build and test requirements come from pyproject.toml; torch is pinned: an open range brings the newest CUDA build.
-$(STAMPS)/environment: pyproject.toml $(filter .venv/bin/python,$(PYTHON))
-	@echo "installing torch $(TORCH) and the tools"
-	@$(PYTHON) -c "import torch" 2>/dev/null || $(PYTHON) $(PIP) torch==$(TORCH)
-	@$(PYTHON) $(PIP) "setuptools>=77" "cmake>=3.25" ninja numpy
-	@$(PYTHON) $(PIP) $$($(PYTHON) -c "import tomllib; e = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*[repr(x) for g in ('test', 'examples', 'dev') for x in e[g]])" | tr -d "'")
-	@mkdir -p $(STAMPS) && touch $@
+# The build and tool requirements; torch is left alone where there is one.
+define REQUIREMENTS
+import importlib.util, tomllib; \
+project = tomllib.load(open("pyproject.toml", "rb")); \
+wanted = project["build-system"]["requires"] + sum(project["project"]["optional-dependencies"].values(), []); \
+has_torch = importlib.util.find_spec("torch") is not None; \
+print("\n".join(name for name in wanted if not (has_torch and name.startswith("torch=="))))
+endef
 
-$(STAMPS)/library: $(STAMPS)/environment $(SOURCES)
-	@echo "building the operator library"
+%/pyvenv.cfg:
+	@$(CHECK_PYTHON)
+	@echo "making $*"
+	@$(PYTHON3) -m venv $* || { rm -rf $*; echo "no environment was made: install Python's venv module (python3-venv)"; exit 1; }
+
+$(STAMPS)/environment: pyproject.toml $(patsubst %/bin/python,%/pyvenv.cfg,$(filter .venv%,$(PYTHON)))
+	@mkdir -p $(@D)
+	@$(PYTHON) -c '$(REQUIREMENTS)' > $(@D)/requirements.txt
+	@echo "installing torch and the tools into the environment of $(PYTHON)"
+	@$(PYTHON) $(PIP) -r $(@D)/requirements.txt || \
+	  { echo "not everything was installed: check the connection to the package index, then run make again"; exit 1; }
+	@touch $@
+
+$(STAMPS)/library: $(STAMPS)/environment $(SOURCES) $(if $(wildcard torch_rescaled/*.so),,FORCE)
+	@$(CHECK_COMPILER)
+	@rm -f build/stamps/*/library
+	@echo "building the operator library (minutes, the first time)"
 	@$(PYTHON) $(PIP) --no-build-isolation --no-deps -e . > build/build.log 2>&1 || \
-	  { tail -40 build/build.log; echo "the build failed: the whole log is build/build.log"; exit 1; }
+	  { grep -E -m 20 'error:|Error|FAILED' build/build.log || tail -40 build/build.log; echo "the build failed: the whole log is build/build.log"; exit 1; }
 	@touch $@
 
 build: $(STAMPS)/library ## Build the operator library into the package
 
-demo: build ## Train the example language model with its defaults (about 3 minutes)
+demo: build ## Train the example language model with its defaults
 	@$(PYTHON) examples/train_language_model.py
 
 test: build ## Every test but the slow ones
-	$(PYTHON) -m pytest -q -m "not slow and not gpu" tests
+	$(PYTHON) -m pytest -q -m "not slow and not gpu"
 
-test-all: build ## Every test
-	$(PYTHON) -m pytest -q -m "not gpu" tests
+test-all: build ## Every test that needs no GPU
+	$(PYTHON) -m pytest -q -m "not gpu"
 
-test-oldest: ## The same tests on the oldest supported torch, in an environment of its own (downloads gigabytes)
-	@test -x .venv-oldest/bin/python || $(PYTHON3) -m venv .venv-oldest
-	@.venv-oldest/bin/python -c "import torch" 2>/dev/null || .venv-oldest/bin/python $(PIP) torch==$(OLDEST)
-	@. .venv-oldest/bin/activate && $(MAKE) --no-print-directory test STAMPS=build/stamps-oldest
+test-oldest: .venv-oldest/pyvenv.cfg ## The tests on the oldest supported torch, in .venv-oldest (downloads gigabytes)
+	@.venv-oldest/bin/python -c "import torch" 2> /dev/null || \
+	  .venv-oldest/bin/python $(PIP) torch==$(OLDEST) "setuptools>=77"
+	@PATH="$(CURDIR)/.venv-oldest/bin:$$PATH" $(MAKE) --no-print-directory test
 
-# The wheel is unpacked, not installed: its CUDA libraries are not needed to compile.
-build/torch-$(OLDEST)/torch/version.py: $(STAMPS)/environment
-	@echo "fetching the headers of torch $(OLDEST)"
-	@$(PYTHON) $(PIP) --no-deps --target build/torch-$(OLDEST) torch==$(OLDEST)
-	@find build/torch-$(OLDEST)/torch/lib -name '*.so*' ! -name 'libc10.so' ! -name 'libtorch_cpu.so' -delete
+# The wheel is half a gigabyte; only its headers are unpacked and kept.
+build/torch-$(OLDEST)/headers: $(STAMPS)/environment
+	@echo "fetching the headers of torch $(OLDEST) (half a gigabyte)"
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@$(PYTHON) -m pip download -qq --disable-pip-version-check --no-deps --only-binary=:all: -d $(@D) torch==$(OLDEST)
+	@$(PYTHON) -c 'import sys, zipfile; wheel = zipfile.ZipFile(sys.argv[1]); \
+	  wheel.extractall(sys.argv[2], [name for name in wheel.namelist() if name.startswith("torch/include/")])' $(@D)/*.whl $(@D)
+	@rm $(@D)/*.whl && touch $@
 
-headers-oldest: build/torch-$(OLDEST)/torch/version.py ## Compile the operators against the oldest supported torch
-	@PATH="$$(dirname $$(realpath -s $(PYTHON))):$$PATH" cmake -S . -B build/headers-oldest -G Ninja -DRESCALED_CUDA=OFF \
-	  -DTORCH_ROOT=$(abspath build/torch-$(OLDEST)/torch) > /dev/null
-	@PATH="$$(dirname $$(realpath -s $(PYTHON))):$$PATH" cmake --build build/headers-oldest --target torch_rescaled_objects
+headers-oldest: build/torch-$(OLDEST)/headers ## Compile the operators against the oldest supported torch's headers
+	@$(TOOLS) cmake -S . -B build/headers-oldest -G Ninja -DCMAKE_BUILD_TYPE=None -DRESCALED_CUDA=OFF \
+	  -DTORCH_ROOT=$(CURDIR)/$(<D)/torch > /dev/null
+	@$(TOOLS) cmake --build build/headers-oldest --target torch_rescaled_objects -- --quiet
 
 lint: $(STAMPS)/environment ## ruff and clang-format, as checks
-	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
-	$(PYTHON) -m clang_format --dry-run -Werror $(CPP)
+	@$(PYTHON) -m ruff check . || { echo "make format mends most of it"; exit 1; }
+	@$(PYTHON) -m ruff format --check . || { echo "make format mends it"; exit 1; }
+	@$(PYTHON) -m clang_format --dry-run -Werror $(CPP) || { echo "make format mends it"; exit 1; }
 
 format: $(STAMPS)/environment ## ruff and clang-format, in place
-	$(PYTHON) -m ruff check --fix . ; $(PYTHON) -m ruff format .
-	$(PYTHON) -m clang_format -i $(CPP)
+	@$(PYTHON) -m ruff check --fix --exit-zero .
+	@$(PYTHON) -m ruff format .
+	@$(PYTHON) -m clang_format -i $(CPP)
 
 types: $(STAMPS)/environment ## mypy --strict on the package
-	$(PYTHON) -m mypy --strict torch_rescaled
+	@$(PYTHON) -m mypy --strict torch_rescaled
 
 sanitize: $(STAMPS)/environment ## The torch-free kernels under the address and undefined-behavior sanitizers
-	@PATH="$$(dirname $$(realpath -s $(PYTHON))):$$PATH" cmake -S . -B build/sanitize -G Ninja -DRESCALED_OPS=OFF -DRESCALED_TESTS=ON \
-	  -DRESCALED_SANITIZE=ON -DRESCALED_CUDA=OFF -DCMAKE_BUILD_TYPE=Release > /dev/null
-	@PATH="$$(dirname $$(realpath -s $(PYTHON))):$$PATH" cmake --build build/sanitize
-	@PATH="$$(dirname $$(realpath -s $(PYTHON))):$$PATH" ctest --test-dir build/sanitize --output-on-failure
+	@$(CHECK_COMPILER)
+	@$(TOOLS) cmake -S . -B build/sanitize -G Ninja -DRESCALED_OPS=OFF -DRESCALED_TESTS=ON -DRESCALED_SANITIZE=ON \
+	  -DRESCALED_CUDA=OFF > /dev/null
+	@$(TOOLS) cmake --build build/sanitize -- --quiet
+	@$(TOOLS) ctest --test-dir build/sanitize --output-on-failure
 
-bench: build ## Measure attention against PyTorch's own, and put the table into the README
-	$(PYTHON) benchmarks/attention.py
-	$(PYTHON) benchmarks/report.py
+bench: build ## Measure attention beside PyTorch's own, and write the table of the README
+	@$(PYTHON) benchmarks/attention.py
+	@$(PYTHON) benchmarks/report.py
 
-clean: ## Remove what was built
-	rm -rf build dist *.egg-info torch_rescaled/*.so
+clean: ## Remove what was built; environments stay
+	@rm -rf build dist *.egg-info torch_rescaled/*.so

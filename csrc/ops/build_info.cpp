@@ -3,6 +3,7 @@
 #include <torch/version.h>
 
 #include <sstream>
+#include <string>
 
 #include "../kernels/cpu/isa.h"
 #if defined(RESCALED_CUDA)
@@ -11,14 +12,27 @@
 
 namespace {
 
-// One "name: value" line per fact; `python -m torch_rescaled` prints them.
-std::string build_info() {
+// One "name: value" line per fact; `python -m torch_rescaled` prints them. `devices` asks the CUDA driver too, which
+// makes a context on the current device: only on request.
+std::string build_info(bool devices) {
   std::ostringstream lines;
   lines << "torch: " << TORCH_VERSION << "\ncompiler: " << __VERSION__ << "\ncpu_isa: " << rescaled::cpu_isa_name();
 #if defined(RESCALED_CUDA)
   lines << "\ncuda_architectures: " << rescaled::cuda_architectures();
+  if (devices) {
+    const char* error = nullptr;
+    const int count = rescaled::cuda_device_count(&error);
+    lines << "\ncuda_devices: " << count;
+    if (error != nullptr) lines << " (" << error << ')';
+    if (count > 0) {
+      int architecture = 0;
+      const char* failure = rescaled::cuda_probe(&architecture);
+      lines << "\ncuda_probe: " << (failure == nullptr ? std::to_string(architecture) : failure);
+    }
+  }
 #else
   lines << "\ncuda_architectures: none";
+  if (devices) lines << "\ncuda_devices: 0 (built without nvcc)";
 #endif
   return lines.str();
 }

@@ -25,15 +25,16 @@ int cuda_device_count(const char** error) {
   return status == cudaSuccess ? count : 0;
 }
 
-int cuda_probe(int* architecture) {
+const char* cuda_probe(int* architecture) {
   int* device = nullptr;
   cudaError_t status = cudaMalloc(&device, sizeof(int));
-  if (status != cudaSuccess) return status;
-  probe<<<1, 1>>>(device);
-  status = cudaGetLastError();
-  if (status == cudaSuccess) status = cudaMemcpy(architecture, device, sizeof(int), cudaMemcpyDeviceToHost);
-  cudaFree(device);
-  return status;
+  if (status == cudaSuccess) {
+    probe<<<1, 1>>>(device);
+    status = cudaGetLastError();
+    if (status == cudaSuccess) status = cudaMemcpy(architecture, device, sizeof(int), cudaMemcpyDeviceToHost);
+    cudaFree(device);
+  }
+  return status == cudaSuccess ? nullptr : cudaGetErrorName(status);
 }
 
 }  // namespace rescaled

@@ -11,7 +11,7 @@ const char* cuda_architectures();
 int cuda_device_count(const char** error);
 
 // Launches a kernel on the current device and its default stream that reports the architecture it was compiled for (900
-// for 9.0). A cudaError_t, 0 for success.
-int cuda_probe(int* architecture);
+// for 9.0). The name of the error, or nullptr.
+const char* cuda_probe(int* architecture);
 
 }  // namespace rescaled

@@ -67,8 +67,15 @@ struct Forward {  // query, key, value, bias | mask, dropout_seed
   }
 };
 
-struct BackwardSettings : AttentionSettings {
-  std::array<bool, 4> need{};
+// With the outputs asked for; the others are empty [0] tensors, whose cotangents mean nothing.
+template <size_t kOutputs>
+struct NeedSettings : AttentionSettings {
+  std::array<bool, kOutputs> need{};
+  variable_list cotangents(variable_list grads) const {
+    for (size_t i = 0; i < kOutputs; ++i)
+      if (!need[i]) grads[i] = Tensor();
+    return grads;
+  }
   template <class Arguments>
   void collect(Arguments& args) const {
     AttentionSettings::collect(args);
@@ -85,9 +92,10 @@ struct BackwardSettings : AttentionSettings {
     for (bool& flag : need) flag = args.template unpack<bool>();
   }
 };
+
 struct Backward {  // grad_output, grad_balance, grad_log_normalizer, query, key, value, bias | mask, dropout_seed, W,
                    // balance, log_normalizer
-  using Settings = BackwardSettings;
+  using Settings = NeedSettings<4>;
   static constexpr size_t kInputs = 7, kOutputs = 4;
   static constexpr size_t kAuxiliaries = 5;
   static constexpr bool kTraceable = true;
@@ -95,8 +103,8 @@ struct Backward {  // grad_output, grad_balance, grad_log_normalizer, query, key
   static const char* name() { return "RescaledAttentionDoubleBackward"; }
   static variable_list vjp(const Settings& settings, const variable_list& in, const variable_list&,
                            const variable_list& grads, const std::vector<bool>& need) {
-    const auto d = attention_double_backward(tangents_at(grads, 0), cotangents_at(in, 0), point_at(in, 3, 7),
-                                             saved_at(in, 9), settings, flags<7>(need));
+    const auto d = attention_double_backward(tangents_at(settings.cotangents(grads), 0), cotangents_at(in, 0),
+                                             point_at(in, 3, 7), saved_at(in, 9), settings, flags<7>(need));
     return {d.begin(), d.end()};
   }
   static variable_list jvp(const Settings& settings, const variable_list& in, const variable_list& tangents,
@@ -145,7 +153,7 @@ struct Jvp {  // tangents of query, key, value, bias; query, key, value, bias | 
 
 struct DoubleBackward {  // tangents (4), cotangents (3), query, key, value, bias | mask, dropout_seed, W, balance,
                          // log_normalizer
-  using Settings = AttentionSettings;
+  using Settings = NeedSettings<7>;
   static constexpr size_t kInputs = 11, kOutputs = 7;
   static constexpr size_t kAuxiliaries = 5;
   static constexpr bool kTraceable = false;
@@ -154,11 +162,12 @@ struct DoubleBackward {  // tangents (4), cotangents (3), query, key, value, bia
   static variable_list plain(const Settings& settings, const variable_list& in) {
     const auto d =
         plain_attention_double_backward(tangents_at(in, 0), cotangents_at(in, 4), point_at(in, 7, 11), settings);
-    return {d.begin(), d.end()};
+    return settings.cotangents({d.begin(), d.end()});
   }
   static variable_list vjp(const Settings& settings, const variable_list& in, const variable_list&,
                            const variable_list& grads, const std::vector<bool>&) {
-    return differentiate([&](const variable_list& x) { return plain(settings, x); }, in, kInputs, grads);
+    return differentiate([&](const variable_list& x) { return plain(settings, x); }, in, kInputs,
+                         settings.cotangents(grads));
   }
   static variable_list jvp(const Settings&, const variable_list&, const variable_list&, const variable_list&) {
     return variable_list(kOutputs);
@@ -261,11 +270,11 @@ Seven double_backward_autograd(c10::DispatchKeySet keys, RESCALED_TANGENTS, RESC
                          log_normalizer};
   variable_list out;
   if (any_tangent(in, DoubleBackward::kInputs)) {
-    out = DoubleBackward::plain(RESCALED_THE_SETTINGS, in);
+    out = DoubleBackward::plain({RESCALED_THE_SETTINGS, need}, in);
     for (size_t i = 0; i < out.size(); ++i)
       if (!out[i].defined()) out[i] = at::empty({0}, query.options());
   } else {
-    out = record<DoubleBackward>(RESCALED_THE_SETTINGS, in, [&] {
+    out = record<DoubleBackward>({RESCALED_THE_SETTINGS, need}, in, [&] {
       return to_list(handle<DoubleBackwardSignature>("torch_rescaled::_attention_double_backward")
                          .redispatch(keys & c10::after_autograd_keyset, tangent_query, tangent_key, tangent_value,
                                      tangent_bias, grad_output, grad_balance, grad_log_normalizer, query, key, value,

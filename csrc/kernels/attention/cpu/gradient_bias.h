@@ -40,9 +40,9 @@ struct BiasTasks {
 
 template <class T>
 struct BiasScratch : GradientScratch<T> {
-  T* sum;  // [kQueryBlock][kPanel]
+  double* sum;  // [kQueryBlock][kPanel], over whatever the bias is broadcast along
   BiasScratch(const AttentionParameters& p, Arena& arena)
-      : GradientScratch<T>(p, arena), sum(arena.take<T>(kQueryBlock * kPanel<T>)) {}
+      : GradientScratch<T>(p, arena), sum(arena.template take<double>(kQueryBlock * kPanel<T>)) {}
 };
 
 template <class T, bool kTwoSided, bool kSecond>
@@ -53,7 +53,7 @@ static void bias_block(const AttentionParameters& p, const GradientProblem& g, R
   const TileOutput<T> out{nullptr, nullptr, nullptr, s.score_gradient};
   gradient_block<T, kTwoSided, kSecond>(p, 0, block.rows, in, {rows.base + block.query, rows.stride}, out);
   for (int64_t r = 0; r < block.rows; ++r) {
-    T* sum = s.sum + (by_query ? r : 0) * kPanel<T>;
+    double* sum = s.sum + (by_query ? r : 0) * kPanel<T>;
     const T* from = s.score_gradient + r * kPanel<T>;
     if (by_key)
       for (int64_t x = 0; x < block.lanes; ++x) sum[x] += from[x];
@@ -73,7 +73,7 @@ static void bias_task(const AttentionParameters& p, int64_t task, BiasScratch<T>
                     grid.by_query && first_query + kQueryBlock < p.queries ? first_query + kQueryBlock : p.queries;
   const int64_t first_key = panel * kPanel<T>,
                 last_key = grid.by_key && first_key + kPanel<T> < p.keys ? first_key + kPanel<T> : p.keys;
-  std::memset(s.sum, 0, sizeof(T) * kQueryBlock * kPanel<T>);
+  std::memset(s.sum, 0, sizeof(double) * kQueryBlock * kPanel<T>);
   clear_elementwise(s);
   const int64_t summed = bias_batches(p, false);
   for (int64_t i = 0; i < summed; ++i) {
@@ -94,7 +94,8 @@ static void bias_task(const AttentionParameters& p, int64_t task, BiasScratch<T>
   with_type(out.dtype, out.data, [&](auto* to) {
     for (int64_t r = 0; r < (grid.by_query ? last_query - first_query : 1); ++r)
       for (int64_t x = 0; x < (grid.by_key ? last_key - first_key : 1); ++x)
-        assign(to[(first_query + r) * out.row + (first_key + x) * out.column], s.sum[r * kPanel<T> + x]);
+        assign(to[(first_query + r) * out.row + (first_key + x) * out.column],
+               static_cast<T>(s.sum[r * kPanel<T> + x]));
   });
 }
 

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Attention forward, backward, JVP and double backward on CPU against PyTorch's scaled_dot_product_attention.
+
+python benchmarks/attention.py            # the figures of the README: about 15 minutes on an idle machine
+python benchmarks/attention.py --quick    # a look, within 30 seconds; writes only where --output says
+python benchmarks/report.py               # the table in the README from the results
+"""
+
+import argparse
+import itertools
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from contestants import OURS, UNITS, Case, contestants, require_agreement
+from memory import measure_all
+from timing import HERE, header, interleave, summary, write_json
+
+RESULTS = HERE / "results" / "attention_cpu.json"
+SCHEMA = 1
+KINDS = ["exp", "cosh", "sinh", "signed"]
+
+
+def arguments(command_line: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def several(name: str, default: list[Any], **details: Any) -> None:
+        kind = type(default[0])
+        parser.add_argument(name, nargs="*", type=kind, default=default, metavar=kind.__name__, **details)
+
+    several("--pieces", list(UNITS), choices=list(UNITS))
+    several("--kinds", KINDS, choices=KINDS)
+    several("--dtypes", ["float32"], choices=["float32", "bfloat16", "float16", "float64"])
+    several("--masks", ["full", "causal"], choices=["full", "causal"])
+    several("--head-sizes", [64, 128])
+    several("--lengths", [1024, 2048])
+    several("--heads", [1, 4], help="batch times heads")
+    several("--threads", [1, 2])
+    several("--memory-lengths", [1024, 2048, 4096, 8192], help="none: no memory table")
+    parser.add_argument("--repeats", type=int, default=5, help="samples of each contestant, at least")
+    parser.add_argument("--seconds", type=float, default=0.3, help="measured time of each contestant, at least")
+    parser.add_argument("--quick", action="store_true", help="exp, full, head size 64, length 512, and little memory")
+    parser.add_argument("--output", type=Path, help=f"JSON file (default {RESULTS}, with --quick none)")
+    options = parser.parse_args(command_line)
+    if options.quick:
+        parser.set_defaults(kinds=["exp"], masks=["full"], head_sizes=[64], lengths=[512], heads=[1], seconds=0.02)
+        parser.set_defaults(memory_lengths=[512, 1024])
+        options = parser.parse_args(command_line)
+    elif options.output is None:
+        options.output = RESULTS
+    return options
+
+
+def grid(options: argparse.Namespace) -> Iterator[Case]:
+    """Every combination for exp; the other kinds at the largest length and the first number of heads."""
+    for piece, kind, dtype, mask in itertools.product(options.pieces, options.kinds, options.dtypes, options.masks):
+        everything = kind == "exp"
+        for heads in options.heads if everything else options.heads[:1]:
+            for length in options.lengths if everything else [max(options.lengths)]:
+                for head_size in options.head_sizes:
+                    yield Case(piece, kind, dtype, mask == "causal", heads, length, head_size)
+
+
+def memory_grid(options: argparse.Namespace) -> Iterator[Case]:
+    """One matrix, the first head size: how memory grows with the length."""
+    for piece, length in itertools.product(options.pieces, options.memory_lengths):
+        yield Case(piece, dtype=options.dtypes[0], length=length, head_size=options.head_sizes[0])
+
+
+def time_case(case: Case, threads: int, options: argparse.Namespace, peak: float | None) -> dict[str, Any]:
+    """Medians of all contestants, their rate on the standard count of flop, and how often faster ours is than each."""
+    torch.set_num_threads(threads)
+    listed = contestants(case)
+    require_agreement(case, listed)
+    samples = interleave(listed, options.repeats, options.seconds)
+    figures = {name: summary(seconds) for name, seconds in samples.items()}
+    for figure in figures.values():
+        figure["gflops"] = case.flop / figure["seconds"] / 1e9
+        if peak is not None and case.dtype == "float32":
+            figure["of_peak"] = figure["gflops"] / peak
+    ours = figures[OURS]["seconds"]
+    ratios = {name: figure["seconds"] / ours for name, figure in figures.items() if name != OURS}
+    return {**asdict(case), "threads": threads, "contestants": figures, "ratios": ratios}
+
+
+def line(entry: dict[str, Any], width: int) -> str:
+    """One line of the console output."""
+    mask = "causal" if entry["is_causal"] else "full"
+    sizes = f"B*H {entry['heads']} N {entry['length']} D {entry['head_size']} threads {entry['threads']}"
+    ours = entry["contestants"][OURS]
+    peak = f" ({ours['of_peak']:.0%} of peak)" if "of_peak" in ours else ""
+    ratios = ", ".join(f"{ratio:.2f}x {name}" for name, ratio in entry["ratios"].items())
+    what = f"{entry['piece']:{width}} {entry['kind']} {entry['dtype']} {mask}"
+    return f"{what} {sizes}: {ours['gflops']:.0f} GF/s{peak}; {ratios}"
+
+
+def main(command_line: list[str] | None = None) -> None:
+    options = arguments(command_line)
+    result: dict[str, Any] = {"schema": SCHEMA, "benchmark": "attention", **header(options.threads)}
+    print(f"{result['machine']}, {result['isa']}, torch {result['torch']}, peak {result['peak_gflops']} GF/s")
+    timings = []
+    for case, threads in itertools.product(grid(options), options.threads):
+        timings.append(time_case(case, threads, options, result["peak_gflops"].get(str(threads))))
+        print(line(timings[-1], max(map(len, UNITS))), flush=True)
+    memory = measure_all(memory_grid(options), max(options.threads))
+    for entry in memory:
+        mebibytes = entry["peak_bytes"] / 2**20
+        print(f"memory {entry['piece']} N {entry['length']}: {entry['contestant']} {mebibytes:.1f} MiB")
+    if options.output is not None:
+        write_json(options.output, {**result, "timings": timings, "memory": memory})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Hypothesis: shapes (0, 1, odd, prime), strides, scales, masks; against the oracle, and invariances."""
+
+import torch
+from helpers import KINDS, Case, check
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torch_rescaled import attention, attention_with_normalizer
+
+SIZES = st.sampled_from([0, 1, 2, 3, 7, 16, 17, 31, 48, 49, 65, 97])
+SMALL = st.sampled_from([1, 2, 3, 5, 8, 13, 17])
+
+
+@given(
+    n=SIZES, m=SIZES, d=SMALL, dv=SMALL, kind=st.sampled_from(KINDS), dtype=st.sampled_from([torch.float32, torch.float64]),
+    layout=st.sampled_from(["contiguous", "transposed", "sliced", "expanded"]), causal=st.booleans(),
+    masking=st.sampled_from(["none", "mask", "bias", "row bias", "key bias"]), scale=st.sampled_from([None, 1e-3, 0.5, 3.0]),
+    seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_against_the_oracle(n, m, d, dv, kind, dtype, layout, causal, masking, scale, seed):
+    torch.manual_seed(seed)
+    mask = (2, 1, n, m) if masking == "mask" else None
+    bias = {"bias": (n, m), "row bias": (2, n, 1), "key bias": (1, 1, m)}.get(masking)
+    check(Case(n=n, m=m, d=d, dv=dv, batch=(2, 2), layout=layout, causal=causal, mask=mask, bias=bias, scale=scale), dtype, kind)
+
+
+@given(size=st.floats(1e-3, 1e3), kind=st.sampled_from(KINDS), seed=st.integers(0, 1000))
+def test_any_scale_is_finite_and_bounded(size, kind, seed):
+    torch.manual_seed(seed)
+    q, k, v = (torch.randn(2, rows, 8, requires_grad=True) for rows in (19, 37, 37))
+    output, balance, log_normalizer = attention_with_normalizer(size * q, k, v, kind=kind)
+    grads = torch.autograd.grad([output.sum(), balance.sum(), log_normalizer.sum()], (q, k, v))
+    for t in (output, balance, log_normalizer, *grads):
+        assert t.isfinite().all()
+    assert (output.abs() <= v.abs().amax() * (1 + 1e-5)).all() and (balance.abs() <= 1 + 1e-5).all()
+
+
+@given(kind=st.sampled_from([*KINDS, "signed"]), seed=st.integers(0, 1000))
+def test_order_of_keys_does_not_matter(kind, seed):
+    torch.manual_seed(seed)
+    q, k, v = (torch.randn(3, rows, 6, dtype=torch.float64) for rows in (11, 23, 23))
+    order = torch.randperm(23)
+    a, b = attention_with_normalizer(q, k, v, kind=kind), attention_with_normalizer(q, k[:, order], v[:, order], kind=kind)
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y)
+
+
+@given(kind=st.sampled_from(["exp", "cosh", "signed"]), shift=st.floats(-300, 300), seed=st.integers(0, 1000))
+def test_a_constant_log_weight_moves_only_the_normalizer(kind, shift, seed):
+    torch.manual_seed(seed)
+    q, k, v = (torch.randn(rows, 6, dtype=torch.float64) for rows in (11, 23, 23))
+    bias = torch.full((1, 1), shift, dtype=torch.float64)
+    torch.testing.assert_close(attention(q, k, v, bias, kind=kind), attention(q, k, v, kind=kind), rtol=1e-9, atol=1e-9)
+    a, b = (attention_with_normalizer(q, k, v, x, kind=kind)[2] for x in (bias, None))
+    torch.testing.assert_close(a, b + shift)

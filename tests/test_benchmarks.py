@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The benchmark runs, its results say what they measured, and the report shows them. No test asserts a time."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import torch_rescaled
+
+ROOT = Path(__file__).resolve().parents[1]
+UNITS = {"forward": 2, "backward": 5, "jvp": 6, "double_backward": 16}
+LENGTH, HEAD_SIZE, MEMORY_LENGTHS = 32, 8, [64, 128]
+
+
+def run(program: str, *options: object) -> subprocess.CompletedProcess[str]:
+    package = str(Path(torch_rescaled.__file__).parents[1])
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, str(ROOT / "benchmarks" / program), *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": path})
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("benchmarks") / "attention.json"
+    sizes = ["--lengths", LENGTH, "--head-sizes", HEAD_SIZE, "--memory-lengths", *MEMORY_LENGTHS]
+    choice = ["--kinds", "exp", "cosh", "--masks", "full", "causal", "--seconds", 0]
+    done = run("attention.py", "--quick", *sizes, *choice, "--output", output)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return output
+
+
+@pytest.fixture()
+def readme(tmp_path: Path) -> Path:
+    file = tmp_path / "README.md"
+    file.write_text("before\n\n<!-- benchmarks:attention -->\nold\n<!-- /benchmarks:attention -->\n\nafter\n")
+    return file
+
+
+def test_results_say_where_they_come_from(results: Path) -> None:
+    result = json.loads(results.read_text())
+    assert result["schema"] == 1 and result["benchmark"] == "attention"
+    assert result["machine"]["cpu"] and result["machine"]["processors"] >= 1
+    assert result["isa"] in ("baseline", "avx2", "avx512")
+    assert re.fullmatch(r"unknown|[0-9a-f]{12}(-changed)?", result["commit"])
+    assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", result["date"])
+    assert all(set(result["peak_gflops"]) == {"1", "2"} and peak > 0 for peak in result["peak_gflops"].values())
+
+
+def test_every_piece_is_timed_against_its_peer(results: Path) -> None:
+    timings = json.loads(results.read_text())["timings"]
+    seen = {(t["piece"], t["kind"], t["is_causal"], t["threads"]) for t in timings}
+    wanted = {(p, k, c, n) for p in UNITS for k in ("exp", "cosh") for c in (False, True) for n in (1, 2)}
+    assert seen == wanted and len(timings) == len(wanted)
+    for timing in timings:
+        peer = "sdpa flash" if timing["piece"] in ("forward", "backward") else "sdpa math"
+        figures = timing["contestants"]
+        assert {"torch_rescaled", "torch_rescaled primitive", peer} <= set(figures)
+        flop = UNITS[timing["piece"]] * 2 * LENGTH**2 * HEAD_SIZE * (0.5 if timing["is_causal"] else 1)
+        for name, figure in figures.items():
+            assert figure["repeats"] >= 5
+            assert figure["lower_quartile"] <= figure["seconds"] <= figure["upper_quartile"]
+            assert figure["gflops"] * figure["seconds"] * 1e9 == pytest.approx(flop)
+            if name != "torch_rescaled":
+                expected = figure["seconds"] / figures["torch_rescaled"]["seconds"]
+                assert timing["ratios"][name] == pytest.approx(expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_memory_is_measured_for_every_piece(results: Path) -> None:
+    memory = json.loads(results.read_text())["memory"]
+    first_order = {"torch_rescaled", "sdpa flash", "sdpa math"}
+    wanted = {
+        (piece, contestant, length)
+        for piece in UNITS
+        for contestant in (first_order if piece in ("forward", "backward") else first_order - {"sdpa flash"})
+        for length in MEMORY_LENGTHS
+    }
+    assert {(m["piece"], m["contestant"], m["length"]) for m in memory} == wanted
+    assert all(m["peak_bytes"] >= 0 for m in memory)
+
+
+def test_report_round_trip(results: Path, readme: Path) -> None:
+    files = ["--results", results, "--readme", readme]
+    assert run("report.py", *files, "--check").returncode == 1
+    assert readme.read_text().count("old") == 1  # --check writes nothing
+
+    assert run("report.py", *files).returncode == 0
+    text = readme.read_text()
+    assert text.startswith("before\n\n<!-- benchmarks:attention -->\n")
+    assert text.endswith("\n<!-- /benchmarks:attention -->\n\nafter\n")
+    result = json.loads(results.read_text())
+    assert result["machine"]["cpu"] in text and result["commit"] in text and "old" not in text
+    for timing in result["timings"]:
+        peer = "sdpa flash" if timing["piece"] in ("forward", "backward") else "sdpa math"
+        assert f"{timing['ratios'][peer]:.2f}x" in text
+
+    assert run("report.py", *files, "--check").returncode == 0
+    assert run("report.py", *files).returncode == 0
+    assert readme.read_text() == text
+
+
+def test_check_notices_other_results(results: Path, readme: Path, tmp_path: Path) -> None:
+    assert run("report.py", "--results", results, "--readme", readme).returncode == 0
+    result = json.loads(results.read_text())
+    result["timings"][0]["ratios"] = dict.fromkeys(result["timings"][0]["ratios"], 99.5)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(result))
+    done = run("report.py", "--results", other, "--readme", readme, "--check")
+    assert done.returncode == 1
+    assert "python benchmarks/report.py" in done.stderr
+
+
+def test_a_readme_without_markers_is_refused(results: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("no place for a table\n")
+    done = run("report.py", "--results", results, "--readme", readme)
+    assert done.returncode == 1
+    assert "expected the markers" in done.stderr
+    assert readme.read_text() == "no place for a table\n"
+
+
+def test_the_readme_shows_the_recorded_results() -> None:
+    done = run("report.py", "--check")
+    assert done.returncode == 0, done.stderr
