@@ -15,7 +15,7 @@ from language_model.corpus import Corpus, read_standard_library
 from language_model.curvature import largest_eigenvalue
 from language_model.model import ModelSettings
 from language_model.report import Result, picture, sample, table
-from language_model.training import Trainer, TrainingSettings
+from language_model.training import CheckpointError, Trainer, TrainingSettings
 
 import torch_rescaled
 
@@ -98,6 +98,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for kind in dict.fromkeys(chosen.kind):
             runs.append(run(kind, chosen, corpus))
+    except CheckpointError as error:
+        print(f"train_language_model: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"\nStopped; the checkpoints are in {chosen.output}. Add --resume to continue.")
         return 130

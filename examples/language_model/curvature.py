@@ -25,7 +25,7 @@ def largest_eigenvalue(model: LanguageModel, windows: Tensor, products: int, see
     """
     parameters = list(model.parameters())
     generator = torch.Generator().manual_seed(seed)
-    direction = _normalized([torch.randn(p.shape, generator=generator) for p in parameters])
+    direction = _normalized([torch.randn(p.shape, dtype=p.dtype, generator=generator) for p in parameters])
     value, residual, done = 0.0, float("inf"), 0
     # PyTorch's fused attention has no double backward: its unfused one, which stores every weight, stands in.
     with sdpa_kernel(SDPBackend.MATH) if model.settings.attention == "sdpa" else nullcontext():

@@ -36,6 +36,10 @@ class TrainingSettings:
         return self.learning_rate * (0.05 + 0.95 * (1 + math.cos(math.pi * progress)) / 2)
 
 
+class CheckpointError(Exception):
+    """A checkpoint that this run cannot continue."""
+
+
 @dataclass
 class History:
     """Losses in nats per byte."""
@@ -130,7 +134,7 @@ class Trainer:
             differ = ", ".join(
                 f"{name} {got.get(name)} (now {value})" for name, value in expected.items() if got.get(name) != value
             )
-            raise ValueError(f"{self.checkpoint} was made with {differ}: use the same settings, or another --output")
+            raise CheckpointError(f"{self.checkpoint} was made with {differ}: use the same settings, or another --output")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = History(**state["history"])
