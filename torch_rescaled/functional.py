@@ -9,6 +9,8 @@ from torch_rescaled._library import build_info
 
 __all__ = ["attention", "attention_with_normalizer", "backend"]
 
+# TorchScript compiles these functions, and knows no keyword-only arguments with defaults: scale and what follows stay positional.
+
 
 def attention(
     query: Tensor,
@@ -37,7 +39,7 @@ def attention(
         value: ``[*, Hk, M, Dv]``.
         attn_mask: broadcasts to ``[*, H, N, M]``. Boolean: True attends. Floating (query's dtype, or float32 with half
             precision): :math:`\beta`, the logarithm of the key's weight, so that -inf, -1e4 and ``finfo.min`` mask for every
-            kind. :class:`torch.nn.attention.bias.CausalBias` is recognized. A row without keys gives 0.
+            kind. A :class:`torch.nn.attention.bias.CausalBias` is recognized. A row without keys gives 0.
         dropout_p: probability in [0, 1) of dropping a weight.
         is_causal: a query attends to the keys up to its own position, counted from the top left; combines with ``attn_mask``.
         scale: :math:`\tau`, ``1 / sqrt(D)`` by default.
@@ -54,7 +56,7 @@ def attention(
     Raises:
         ValueError: shapes, devices, ``dropout_p`` or ``kind`` do not fit.
         TypeError: a dtype does not fit, or an argument is a tensor subclass (its storage may be uninitialized).
-        NotImplementedError: tensors on a device without kernels.
+        NotImplementedError: tensors on a device without kernels, or nested tensors.
 
     Example:
         >>> import torch, torch_rescaled
@@ -65,7 +67,8 @@ def attention(
         >>> q.grad.shape
         torch.Size([2, 4, 16, 8])
 
-    The rescaled view of attention is that of arXiv:2305.00660 and arXiv:2309.07418.
+    Source: the attention :math:`D^{-1} \exp(Q K^T) V` of arXiv:2309.07418 (matrix form: arXiv:2307.02419), with the functions
+    :math:`\phi \in \{\exp, \cosh, \sinh\}` of arXiv:2305.00660.
     """
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
         attn_mask, is_causal = _resolve("attention", query, key, value, attn_mask, is_causal)
@@ -109,7 +112,8 @@ def attention_with_normalizer(
         >>> bool((balance.abs() <= 1).all())
         True
 
-    Source: arXiv:2305.00660 (rescaling), arXiv:2307.02419 (matrix forms).
+    Source: the rescaled loss of arXiv:2305.00660, :math:`\| u(x) - \langle u(x), 1 \rangle b \|^2`, for the rows of the matrix
+    form of arXiv:2307.02419.
     """
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
         attn_mask, is_causal = _resolve("attention_with_normalizer", query, key, value, attn_mask, is_causal)
@@ -123,24 +127,34 @@ def attention_with_normalizer(
 def _resolve(
     op: str, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
 ) -> tuple[Tensor | None, bool]:
-    """A :class:`CausalBias` as what it means; other subclasses refused: an operator reads storage, which they may not have."""
+    """A :class:`CausalBias` as what it means, and a refusal of what the operator cannot read."""
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        _check_readable(op, name, tensor)
     if isinstance(attn_mask, CausalBias):
-        if attn_mask.variant == CausalVariant.UPPER_LEFT:
-            return None, True
         n, m = query.shape[-2], key.shape[-2]
+        if (attn_mask.seq_len_q, attn_mask.seq_len_kv) != (n, m):
+            sizes = f"[{attn_mask.seq_len_q}, {attn_mask.seq_len_kv}]"
+            raise ValueError(f"torch_rescaled::{op}: expected attn_mask, a CausalBias, of lengths [{n}, {m}], got {sizes}")
+        if attn_mask.variant == CausalVariant.UPPER_LEFT or n == m:
+            return None, True
         return torch.ones(n, m, dtype=torch.bool, device=query.device).tril(m - n), is_causal
-    for name, tensor in (("query", query), ("key", key), ("value", value), ("attn_mask", attn_mask)):
-        if tensor is not None and _foreign(tensor):
-            raise TypeError(f"torch_rescaled::{op}: expected {name} to be a plain torch.Tensor, got {type(tensor).__name__}")
+    if attn_mask is not None:
+        _check_readable(op, "attn_mask", attn_mask)
     return attn_mask, is_causal
 
 
-def _foreign(tensor: Tensor) -> bool:
-    """A wrapper subclass that does not dispatch: no operator can look inside."""
+def _check_readable(op: str, name: str, tensor: Tensor) -> None:
+    """Refuses nested tensors, and subclasses that do not dispatch: an operator reads storage, which they may not have."""
     kind = type(tensor)
-    if kind in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
-        return False
-    return kind.__torch_dispatch__ is Tensor.__torch_dispatch__
+    if not issubclass(kind, Tensor):
+        raise TypeError(f"torch_rescaled::{op}: expected {name} to be a torch.Tensor, got {kind.__name__}")
+    if tensor.is_nested:
+        raise NotImplementedError(
+            f"torch_rescaled::{op}: expected {name} to be a dense torch.Tensor, got a nested one; packed variable lengths do not "
+            "exist yet, padding with a boolean attn_mask does"
+        )
+    if kind not in (Tensor, torch.nn.Parameter) and kind.__torch_dispatch__ is Tensor.__torch_dispatch__:
+        raise TypeError(f"torch_rescaled::{op}: expected {name} to be a plain torch.Tensor, got {kind.__name__}")
 
 
 def backend(query: Tensor, kind: str = "exp") -> str:

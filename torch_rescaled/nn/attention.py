@@ -91,17 +91,9 @@ class RescaledAttention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Attention of projected heads, and the output projection: ``[B, N, embed_dim]``."""
-        out = attention(
-            q,
-            k,
-            v,
-            attn_mask,
-            self.dropout if self.training else 0.0,
-            self.is_causal,
-            self.scale,
-            self.kv_heads != self.num_heads,
-            self.kind,
-        )
+        dropout = self.dropout if self.training else 0.0
+        gqa = self.kv_heads != self.num_heads
+        out = attention(q, k, v, attn_mask, dropout, self.is_causal, scale=self.scale, enable_gqa=gqa, kind=self.kind)
         result: Tensor = self.output(out.transpose(1, 2).flatten(2))
         return result
 

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""AdamW with warm-up and a cosine schedule; a run can stop anywhere and go on as if it had not."""
+
+import math
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from language_model.corpus import Corpus
+from language_model.model import LanguageModel, ModelSettings
+
+CHECKPOINT_SECONDS = 20.0
+EVALUATIONS = 12
+EVALUATION_WINDOWS = 64
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    steps: int = 400
+    batch: int = 8
+    learning_rate: float = 3e-3
+    warm_up: int = 40
+    weight_decay: float = 0.1
+    seed: int = 0
+
+    def learning_rate_at(self, step: int) -> float:
+        if step < self.warm_up:
+            return self.learning_rate * (step + 1) / self.warm_up
+        progress = (step - self.warm_up) / max(1, self.steps - self.warm_up)
+        return self.learning_rate * (0.05 + 0.95 * (1 + math.cos(math.pi * progress)) / 2)
+
+
+class CheckpointError(Exception):
+    """A checkpoint that this run cannot continue."""
+
+
+@dataclass
+class History:
+    """Losses in nats per byte."""
+
+    train: list[float] = field(default_factory=list)  # one per step
+    held_out: list[tuple[int, float]] = field(default_factory=list)  # (steps done, loss)
+    seconds: float = 0.0  # of training alone
+
+
+class Trainer:
+    """Model, optimizer and history of one run, and the file that they are kept in."""
+
+    def __init__(self, model: ModelSettings, training: TrainingSettings, checkpoint: Path) -> None:
+        torch.manual_seed(training.seed)
+        self.settings, self.checkpoint = training, checkpoint
+        self.model = LanguageModel(model)
+        matrices = [p for p in self.model.parameters() if p.dim() > 1]
+        others = [p for p in self.model.parameters() if p.dim() <= 1]
+        groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+        self.history = History()
+
+    def step(self, windows: Tensor) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate_at(len(self.history.train))
+        self.optimizer.zero_grad()
+        loss = self.model.loss(windows)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        return loss.item()
+
+    def batch(self, corpus: Corpus) -> Tensor:
+        """The batch of the next step: a function of seed and step, whatever happened before."""
+        seed = self.settings.seed * 1_000_003 + len(self.history.train)
+        return corpus.batch(self.settings.batch, self.model.settings.context, seed)
+
+    def train(self, corpus: Corpus) -> None:
+        """Up to the last step. Interrupted (Ctrl-C), it saves what it has and passes the interruption on."""
+        steps, saved = self.settings.steps, time.perf_counter()
+        windows = corpus.held_out_windows(EVALUATION_WINDOWS, self.model.settings.context)
+        # On a terminal the bar moves; in a log it takes a line now and then.
+        interval = 0.2 if sys.stderr.isatty() else 15.0
+        bar = tqdm(total=steps, initial=len(self.history.train), desc=self.model.settings.kind, unit="step", mininterval=interval)
+        try:
+            while len(self.history.train) < steps:
+                start = time.perf_counter()
+                loss = self.step(self.batch(corpus))
+                self.history.train.append(loss)
+                self.history.seconds += time.perf_counter() - start
+                done = len(self.history.train)
+                if done == steps or done * EVALUATIONS // steps > (done - 1) * EVALUATIONS // steps:
+                    self.history.held_out.append((done, self.evaluate(windows)))
+                held_out = f"{self.history.held_out[-1][1]:.3f}" if self.history.held_out else "-"
+                bar.set_postfix_str(f"loss {loss:.3f}, held out {held_out}", refresh=False)
+                bar.update()
+                if time.perf_counter() - saved > CHECKPOINT_SECONDS:
+                    self.save()
+                    saved = time.perf_counter()
+        finally:
+            bar.close()
+            self.save()
+
+    @torch.no_grad()
+    def evaluate(self, windows: Tensor) -> float:
+        """Mean loss over ``windows``."""
+        losses = [self.model.loss(part).item() * len(part) for part in windows.split(32)]
+        return sum(losses) / len(windows)
+
+    def save(self) -> None:
+        """Writes beside the file first: an interruption leaves the old one or the new one."""
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.checkpoint.with_suffix(".unfinished")
+        torch.save(
+            {
+                "settings": self._all_settings(),
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "history": asdict(self.history),
+            },
+            unfinished,
+        )
+        unfinished.replace(self.checkpoint)
+
+    def resume(self) -> bool:
+        """Goes on where the checkpoint stopped; False if there is none. Refuses a checkpoint of other settings."""
+        if not self.checkpoint.exists():
+            return False
+        state = torch.load(self.checkpoint, weights_only=True)
+        expected, got = self._all_settings(), state["settings"]
+        if got != expected:
+            differ = ", ".join(
+                f"{name} {got.get(name)} (now {value})" for name, value in expected.items() if got.get(name) != value
+            )
+            raise CheckpointError(f"{self.checkpoint} was made with {differ}: use the same settings, or another --output")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history = History(**state["history"])
+        return True
+
+    def _all_settings(self) -> dict[str, Any]:
+        return asdict(self.model.settings) | asdict(self.settings)

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The example language model: equal to the same model on PyTorch's attention, exact second derivatives, resumable."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("tqdm")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+
+import train_language_model
+from language_model import corpus as corpus_module
+from language_model.corpus import is_held_out, read_standard_library
+from language_model.curvature import largest_eigenvalue
+from language_model.model import LanguageModel, ModelSettings
+from language_model.training import Trainer, TrainingSettings
+
+TINY = ModelSettings(width=8, depth=1, heads=2, context=16)
+TINY_RUN = [
+    "--steps=6",
+    "--batch=2",
+    "--context=16",
+    "--width=8",
+    "--depth=1",
+    "--heads=2",
+    "--hessian-products=2",
+    "--sample-bytes=8",
+]
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return read_standard_library()
+
+
+def test_first_steps_equal_those_on_torch_attention(corpus, tmp_path):
+    settings = TrainingSettings(batch=2)
+    losses = {}
+    for attention in ("fused", "sdpa"):
+        trainer = Trainer(ModelSettings(attention=attention), settings, tmp_path / "unused.pt")
+        losses[attention] = []
+        for _ in range(20):
+            losses[attention].append(trainer.step(trainer.batch(corpus)))
+            trainer.history.train.append(losses[attention][-1])
+    assert losses["fused"][0] > losses["fused"][-1] + 0.5, "nothing was learned: the comparison would show nothing"
+    torch.testing.assert_close(torch.tensor(losses["fused"]), torch.tensor(losses["sdpa"]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["cosh", "signed"])
+def test_other_kinds_differ_from_exp(corpus, kind):
+    batch = corpus.batch(2, 16, seed=0)
+    losses = []
+    for settings in (TINY, dataclasses.replace(TINY, kind=kind)):
+        torch.manual_seed(0)
+        losses.append(LanguageModel(settings).loss(batch).item())
+    assert losses[0] != losses[1]
+
+
+def test_largest_eigenvalue_is_that_of_the_dense_hessian(corpus):
+    torch.manual_seed(0)
+    tiny = dataclasses.replace(TINY, width=4)
+    fused, sdpa = LanguageModel(tiny).double(), LanguageModel(dataclasses.replace(tiny, attention="sdpa")).double()
+    sdpa.load_state_dict(fused.state_dict())
+    windows = corpus.batch(4, 16, seed=0)
+    parameters = list(sdpa.parameters())
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        grads = torch.autograd.grad(sdpa.loss(windows), parameters, create_graph=True)
+        flat = torch.cat([grad.flatten() for grad in grads])
+        rows = [torch.autograd.grad(entry, parameters, retain_graph=True) for entry in flat]
+    hessian = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
+    eigenvalues = torch.linalg.eigvalsh(hessian)
+    largest = eigenvalues[eigenvalues.abs().argmax()].item()
+    found = largest_eigenvalue(fused, windows, products=300, seed=0)
+    assert found.residual <= 0.02
+    # An eigenvalue lies within the residual, and by the Rayleigh quotient far nearer.
+    assert found.value == pytest.approx(largest, rel=1e-2)
+    assert largest_eigenvalue(sdpa, windows, products=5, seed=0).value == pytest.approx(
+        largest_eigenvalue(fused, windows, products=5, seed=0).value, rel=1e-9
+    )
+
+
+def test_corpus_is_split_by_file(corpus):
+    assert corpus.train_files > 5 * corpus.held_out_files > 0
+    sides = {is_held_out(name) for name in ("argparse.py", "json/encoder.py", *(f"module{i}.py" for i in range(50)))}
+    assert sides == {True, False}
+    held_out, train = bytes(corpus.held_out.tolist()), bytes(corpus.train.tolist())
+    files = [text for text in held_out.split(corpus_module.END_OF_FILE) if len(text) > 1000]
+    assert files and not any(text in train for text in files)
+    torch.testing.assert_close(corpus.batch(3, 16, seed=1), corpus.batch(3, 16, seed=1))
+    assert not torch.equal(corpus.batch(3, 16, seed=1), corpus.batch(3, 16, seed=2))
+    assert corpus.held_out_windows(5, 16).shape == (5, 17)
+
+
+def histories(output: Path) -> dict[str, object]:
+    found = {}
+    for path in sorted(output.glob("*.pt")):
+        history = torch.load(path, weights_only=True)["history"]
+        found[path.stem] = (history["train"], history["held_out"])
+    return found
+
+
+def test_interrupted_run_continues_as_if_it_had_not_stopped(tmp_path, monkeypatch, capsys):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train_language_model.main([*TINY_RUN, "--output", str(whole)]) == 0
+    out = capsys.readouterr().out
+    assert "bits per byte" in out and "signed writes" in out and str(whole / "language_model.png") in out
+    assert (whole / "language_model.png").read_bytes().startswith(b"\x89PNG")
+
+    step, calls = Trainer.step, []
+
+    def interrupted(self, windows):
+        calls.append(1)
+        if len(calls) == 10:  # in the middle of the second kind
+            raise KeyboardInterrupt
+        return step(self, windows)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    assert train_language_model.main([*TINY_RUN, "--output", str(parts)]) == 130
+    assert "--resume" in capsys.readouterr().out
+    assert histories(whole) != histories(parts)
+    assert train_language_model.main([*TINY_RUN, "--output", str(parts), "--resume"]) == 0
+    assert len(calls) == 10 + 3
+    assert histories(whole) == histories(parts)
+
+
+def test_checkpoint_of_other_settings_is_refused(tmp_path, capsys):
+    arguments = [*TINY_RUN, "--kind", "exp", "--output", str(tmp_path)]
+    assert train_language_model.main(arguments) == 0
+    assert train_language_model.main([*arguments, "--resume", "--learning-rate", "0.5"]) == 2
+    assert "was made with learning_rate 0.003 (now 0.5)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--attention", "sdpa"], "--attention sdpa has only the kind exp"),
+        (["--width", "20"], "--width must be a multiple of twice --heads"),
+        (["--steps", "0"], "expected a positive number, got 0"),
+        (["--kind", "relu"], "invalid choice: 'relu'"),
+    ],
+)
+def test_bad_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        train_language_model.main(arguments)
+    assert message in capsys.readouterr().err
