@@ -101,5 +101,24 @@ RESCALED_INLINE int64_t seed_of(const AttentionParameters& p, int64_t b) {
   return x;
 }
 
+// The matrices of one problem of the batch.
+struct Problem {
+  InputView query, key, value, bias, mask, grad_output, tangent_query, tangent_key, tangent_value, tangent_bias;
+  int64_t seed = 0;
+  Problem(const AttentionParameters& p, int64_t b)
+      : query(matrix(p.query, p, b)),
+        key(matrix(p.key, p, b)),
+        value(matrix(p.value, p, b)),
+        bias(matrix(p.bias, p, b)),
+        mask(matrix(p.mask, p, b)),
+        grad_output(matrix(p.grad_output, p, b)),
+        tangent_query(matrix(p.tangent_query, p, b)),
+        tangent_key(matrix(p.tangent_key, p, b)),
+        tangent_value(matrix(p.tangent_value, p, b)),
+        tangent_bias(matrix(p.tangent_bias, p, b)) {
+    if (p.dropout_p > 0) seed = seed_of(p, b);
+  }
+};
+
 }  // namespace
 }  // namespace rescaled::RESCALED_ISA

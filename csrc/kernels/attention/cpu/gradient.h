@@ -53,25 +53,6 @@ RESCALED_INLINE GradientWorkspace<T> workspace(const AttentionParameters& p) {
   return GradientWorkspace<T>(p, arena);
 }
 
-// The matrices of one problem of the batch that the gradients read.
-struct GradientProblem {
-  InputView query, key, value, bias, mask, grad_output, tangent_query, tangent_key, tangent_value, tangent_bias;
-  int64_t seed = 0;
-  GradientProblem(const AttentionParameters& p, int64_t b)
-      : query(matrix(p.query, p, b)),
-        key(matrix(p.key, p, b)),
-        value(matrix(p.value, p, b)),
-        bias(matrix(p.bias, p, b)),
-        mask(matrix(p.mask, p, b)),
-        grad_output(matrix(p.grad_output, p, b)),
-        tangent_query(matrix(p.tangent_query, p, b)),
-        tangent_key(matrix(p.tangent_key, p, b)),
-        tangent_value(matrix(p.tangent_value, p, b)),
-        tangent_bias(matrix(p.tangent_bias, p, b)) {
-    if (p.dropout_p > 0) seed = seed_of(p, b);
-  }
-};
-
 // Packed panels of a key block and packed rows of a query block.
 template <class T>
 struct GradientScratch {
@@ -102,7 +83,7 @@ struct GradientScratch {
 
 // Packs panel `panel` of the keys that start at `first`: [depth][kPanel], lanes beyond the last key are 0.
 template <class T>
-static void pack_key_panel(const AttentionParameters& p, const GradientProblem& g, int64_t first, int panel,
+static void pack_key_panel(const AttentionParameters& p, const Problem& g, int64_t first, int panel,
                            GradientScratch<T>& s) {
   const int64_t key = first + panel * kPanel<T>, left = p.keys - key, count = left < kPanel<T> ? left : kPanel<T>;
   const auto pack = [&](InputView m, int64_t depth, int64_t padded, T* to) {
@@ -114,8 +95,8 @@ static void pack_key_panel(const AttentionParameters& p, const GradientProblem& 
 }
 
 template <class T>
-static TileInput<T> pack_query_block(const AttentionParameters& p, const GradientProblem& g, int64_t first,
-                                     int64_t count, GradientScratch<T>& s) {
+static TileInput<T> pack_query_block(const AttentionParameters& p, const Problem& g, int64_t first, int64_t count,
+                                     GradientScratch<T>& s) {
   const T scale = static_cast<T>(p.scale * kLog2e);
   const int64_t rows = round_up(count, kTileRows);
   TileInput<T> in{};
@@ -133,8 +114,8 @@ static TileInput<T> pack_query_block(const AttentionParameters& p, const Gradien
 
 // Points the tile at a panel, and fills the elementwise blocks it needs. `block` counts real queries and keys.
 template <class T>
-static void set_panel(const AttentionParameters& p, const GradientProblem& g, Block block, int panel,
-                      GradientScratch<T>& s, TileInput<T>& in) {
+static void set_panel(const AttentionParameters& p, const Problem& g, Block block, int panel, GradientScratch<T>& s,
+                      TileInput<T>& in) {
   in.key = s.key + panel * s.head_rows * kPanel<T>, in.value = s.value + panel * s.value_rows * kPanel<T>;
   in.tangent_key = g.tangent_key ? s.tangent_key + panel * s.head_rows * kPanel<T> : nullptr;
   in.tangent_value = g.tangent_value ? s.tangent_value + panel * s.value_rows * kPanel<T> : nullptr;

@@ -46,8 +46,8 @@ struct BiasScratch : GradientScratch<T> {
 };
 
 template <class T, bool kTwoSided, bool kSecond>
-static void bias_block(const AttentionParameters& p, const GradientProblem& g, RowData<T> rows, Block block,
-                       bool by_query, bool by_key, BiasScratch<T>& s) {
+static void bias_block(const AttentionParameters& p, const Problem& g, RowData<T> rows, Block block, bool by_query,
+                       bool by_key, BiasScratch<T>& s) {
   TileInput<T> in = pack_query_block<T>(p, g, block.query, block.rows, s);
   set_panel<T>(p, g, block, 0, s, in);
   const TileOutput<T> out{nullptr, nullptr, nullptr, s.score_gradient};
@@ -78,7 +78,7 @@ static void bias_task(const AttentionParameters& p, int64_t task, BiasScratch<T>
   const int64_t summed = bias_batches(p, false);
   for (int64_t i = 0; i < summed; ++i) {
     const int64_t b = bias_problem(p, kept, i);
-    const GradientProblem g(p, b);
+    const Problem g(p, b);
     for (int64_t k = first_key; k < last_key; k += kPanel<T>) {
       pack_key_panel<T>(p, g, k, 0, s);
       const int64_t lanes = last_key - k < kPanel<T> ? last_key - k : kPanel<T>;

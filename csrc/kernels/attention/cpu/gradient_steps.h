@@ -111,8 +111,8 @@ static __attribute__((noinline)) void accumulate_query(int64_t rows, int64_t key
 
 // One query block against one key block.
 template <class T, bool kTwoSided, bool kSecond>
-static void gradient_pair(const AttentionParameters& p, const GradientProblem& g, RowData<T> rows, Block block,
-                          Rows<T> key, Rows<T> tangent_key, GradientScratch<T>& s, T* grad_query) {
+static void gradient_pair(const AttentionParameters& p, const Problem& g, RowData<T> rows, Block block, Rows<T> key,
+                          Rows<T> tangent_key, GradientScratch<T>& s, T* grad_query) {
   TileInput<T> in = pack_query_block<T>(p, g, block.query, block.rows, s);
   const RowData<T> row_data{rows.base + block.query, rows.stride};
   int64_t seen = block.lanes;  // keys of the block that some query of it attends
@@ -159,7 +159,7 @@ static void gradient_task(const AttentionParameters& p, int64_t task, GradientSc
        index += chunks) {  // every chunk gets early and late keys: causal ones cost alike
     const int64_t first = index * kKeysPerBlock<T>, left = p.keys - first,
                   keys = left < kKeysPerBlock<T> ? left : kKeysPerBlock<T>;
-    const GradientProblem shared(p, kv * p.group);
+    const Problem shared(p, kv * p.group);
     for (int panel = 0; panel * kPanel<T> < keys; ++panel) {
       std::memset(s.grad_key + panel * s.head_rows * kPanel<T>, 0, sizeof(T) * s.head_rows * kPanel<T>);
       std::memset(s.grad_value + panel * s.value_rows * kPanel<T>, 0, sizeof(T) * s.value_rows * kPanel<T>);
@@ -172,7 +172,7 @@ static void gradient_task(const AttentionParameters& p, int64_t task, GradientSc
           rows_of<T>(from_row(shared.tangent_key, first), keys, p.head_size, 1, kLanes<T>, s.tangent_key_rows);
     for (int64_t h = 0; h < p.group; ++h) {
       const int64_t b = kv * p.group + h;
-      const GradientProblem g(p, b);
+      const Problem g(p, b);
       for (int64_t q = p.causal ? first / kTileRows * kTileRows : 0; q < p.queries; q += kQueryBlock) {
         const int64_t rows = p.queries - q < kQueryBlock ? p.queries - q : kQueryBlock;
         gradient_pair<T, kTwoSided, kSecond>(p, g, space.row_data(p, b), {q, first, rows, keys}, key, tangent_key, s,

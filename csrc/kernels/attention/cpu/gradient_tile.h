@@ -3,7 +3,8 @@
 //
 //   (3)  dS = r E - n delta,  dbeta = a E - p delta,  E = G V^T + g_rho
 //   (5)  ad = r Sd + a (betad - ld),  rd = a Sd + r (betad - ld),  (nd, pd) = (ad, rd) for sinh, else (rd, ad),
-//        dS2 = rd E + r Ed - nd delta - n deltad,  dbeta2 = ad E + a Ed - pd delta - p deltad,  Ed = G Vd^T     (docs/math.md)
+//        dS2 = rd E + r Ed - nd delta - n deltad,  dbeta2 = ad E + a Ed - pd delta - p deltad,  Ed = G Vd^T
+//        (docs/math.md)
 #pragma once
 #include "../../cpu/arena.h"
 #include "block.h"

@@ -144,8 +144,7 @@ static void jvp_start(const AttentionParameters& p, const Problem& problem, int6
   const T scale = static_cast<T>(p.scale * kLog2e);
   pack_transposed<T>(from_row(problem.query, first), count, p.head_size, scale, panel.query, lanes);
   if (p.tangent_query)
-    pack_transposed<T>(from_row(matrix(p.tangent_query, p, b), first), count, p.head_size, scale, panel.tangent_query,
-                       lanes);
+    pack_transposed<T>(from_row(problem.tangent_query, first), count, p.head_size, scale, panel.tangent_query, lanes);
   std::memset(panel.output, 0, sizeof(T) * round_up(p.value_size, kTileRows) * lanes);
   const InputView log_normalizer = matrix(p.saved_log_normalizer, p, b);
   for (int64_t x = 0; x < lanes; ++x) {

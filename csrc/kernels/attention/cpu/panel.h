@@ -12,23 +12,6 @@ namespace {
 constexpr int64_t kKeyBlock = 64;
 constexpr int kPanelsPerTask = 4;
 
-// The matrices of one problem of the batch.
-struct Problem {
-  InputView query, key, value, bias, mask, tangent_key, tangent_value, tangent_bias;
-  int64_t seed = 0;
-  Problem(const AttentionParameters& p, int64_t b)
-      : query(matrix(p.query, p, b)),
-        key(matrix(p.key, p, b)),
-        value(matrix(p.value, p, b)),
-        bias(matrix(p.bias, p, b)),
-        mask(matrix(p.mask, p, b)),
-        tangent_key(matrix(p.tangent_key, p, b)),
-        tangent_value(matrix(p.tangent_value, p, b)),
-        tangent_bias(matrix(p.tangent_bias, p, b)) {
-    if (p.dropout_p > 0) seed = seed_of(p, b);
-  }
-};
-
 // Keys and values that must be converted or copied are packed once for all panels of a task; in place, one panel a task
 // balances better.
 template <class T>
