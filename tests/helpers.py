@@ -84,8 +84,8 @@ def assert_as_accurate(ours, composite, truth, dtype, largest_score, summed=1, a
     """error(ours) <= 2 error(the same formula in the same dtype) + (4 + 2 max|s|) eps max(|truth|, 1), for every tensor.
 
     eps max|s| because all derivatives start from a log_normalizer rounded to the dtype of the statistics; 1 because the inputs are
-    of that size, and a zero is a sum of such: of `summed` ones in the gradient of a broadcast bias, `amplification` larger ones for
-    a large scale.
+    of that size, and a zero is a sum of such: of `summed` ones in the gradient of a broadcast bias, and times a tangent of a score,
+    at most `amplification`, in what is differentiated along one.
 
     In float64 the truth is no more exact than the yardstick, which therefore runs on inputs with another rounding: its difference
     shows how far rounding carries, and both errors must fit.
@@ -94,7 +94,7 @@ def assert_as_accurate(ours, composite, truth, dtype, largest_score, summed=1, a
     last = {"backward": 3, "double backward": 6, "forward over reverse": 3}
 
     def terms(name, index):
-        return amplification * (summed**0.5 if last.get(name) == index else 1.0)
+        return (1.0 if name in ("forward", "backward") else amplification) * (summed**0.5 if last.get(name) == index else 1.0)
 
     own = 16 if dtype == torch.float64 else 4
     for name in truth:
@@ -112,6 +112,13 @@ def assert_as_accurate(ours, composite, truth, dtype, largest_score, summed=1, a
 def scores_of(case, exact):
     q, k = exact[:2]
     return q @ (k.repeat_interleave(q.shape[-3] // k.shape[-3], -3) if case.gqa else k).mT
+
+
+def largest_score_tangent(case, exact, along):
+    """max |tangent of a score|, 1 at least."""
+    tangent = scores_of(case, [along[0], exact[1]]) + scores_of(case, [exact[0], along[1]])
+    scale = abs(case.scale or max(case.d, 1) ** -0.5)
+    return max(1.0, scale * tangent.abs().max().item() if tangent.numel() else 0.0)
 
 
 def largest_exponent(case, exact):
@@ -132,11 +139,11 @@ def check(case, dtype, kind, op=None):
         shapes = dense(*exact)
         largest = largest_exponent(case, exact)
     summed = scores_of(case, exact).numel() / exact[3].numel() if len(exact) > 3 and exact[3].numel() else 1
-    amplification = max(1.0, abs(case.scale or 0.0) * case.d**0.5) ** 2  # each order brings a factor scale <q, k>
     cotangents, tangents = random_like(shapes), random_like(inputs)
     cotangents = [torch.where(shapes[2].isinf(), 0.0, c) if c.dim() == shapes[2].dim() else c for c in cotangents]
     low = [c.to(dtype).double() if i == 0 else c.float().double() for i, c in enumerate(cotangents)]
     along = [t.to(i.dtype).double() for t, i in zip(tangents, inputs, strict=True)]
+    amplification = largest_score_tangent(case, exact, along)
     truth = oracle.derivatives(dense, exact, low, along)
     rounded = inputs
     if dtype == torch.float64:

@@ -24,12 +24,12 @@ ALLOWED = {
     "csrc/ops": {"csrc/ops", "csrc/kernels", "csrc/include", "torch", "autograd"},
     "csrc/solvers": {"csrc/solvers", "csrc/ops", "csrc/include", "torch"},
     "csrc/include": {"csrc/include", "torch"},
-    "examples/cpp": {"examples/cpp", "csrc/include", "torch"},
+    "examples/cpp": {"examples/cpp", "csrc/include", "torch", "autograd"},
     "tests/cpp": {"tests/cpp", "csrc/kernels"},
 }
 # Where a layer narrows: these includes only in these files.
 ONLY_IN = {
-    "autograd": re.compile(r"^csrc/ops/node\.h$"),
+    "autograd": re.compile(r"^(csrc/ops/node\.h$|examples/cpp/)"),  # examples: LibTorch users' own autograd calls
     "cuda": re.compile(r"^csrc/kernels/.*\.cuh?$"),
 }
 
