@@ -29,14 +29,15 @@ class Result:
 
 
 def table(results: list[Result]) -> str:
-    rows = [("kind", "held-out loss", "bits per byte", "seconds", "tokens/s", "largest Hessian eigenvalue")]
+    rows = [("kind", "held-out loss", "bits per byte", "seconds", "tokens/s", "Hessian eigenvalue", "s/product")]
     for result in results:
-        eigenvalue = "-"
+        eigenvalue = product = "-"
         if result.eigenvalue is not None:
             eigenvalue = f"{result.eigenvalue.value:.1f} (residual {result.eigenvalue.residual:.0%})"
+            product = f"{result.eigenvalue.seconds:.2f}"
         loss, seconds = result.held_out_loss, result.history.seconds
         speed = f"{result.tokens / seconds:.0f}" if seconds else "-"
-        rows.append((result.kind, f"{loss:.4f}", f"{loss * BITS:.4f}", f"{seconds:.0f}", speed, eigenvalue))
+        rows.append((result.kind, f"{loss:.4f}", f"{loss * BITS:.4f}", f"{seconds:.0f}", speed, eigenvalue, product))
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
