@@ -16,6 +16,7 @@ from language_model.model import LanguageModel
 from language_model.training import History
 
 COLORS = {"exp": "#1f6feb", "cosh": "#2da44e", "sinh": "#8250df", "signed": "#d1570a"}
+LINES = {"exp": "o-", "cosh": "s--", "sinh": "v:", "signed": "^-."}  # curves that coincide stay visible
 BITS = 1 / math.log(2)
 
 
@@ -52,7 +53,8 @@ def picture(results: list[Result], title: str, path: Path) -> None:
         axes.plot(range(1, len(result.history.train) + 1), smoothed(result.history.train), color=color, alpha=0.35, linewidth=1)
         steps, losses = zip(*result.history.held_out, strict=True)
         label = f"{result.kind}: {result.held_out_loss * BITS:.3f} bits per byte held out"
-        axes.plot(steps, [loss * BITS for loss in losses], color=color, linewidth=2, marker="o", markersize=4, label=label)
+        bits = [loss * BITS for loss in losses]
+        axes.plot(steps, bits, LINES[result.kind], color=color, linewidth=2, markersize=4, label=label)
     axes.plot([], [], color="gray", alpha=0.5, linewidth=1, label="training (running mean)")
     axes.set(xlabel="step", ylabel="bits per byte", title=title)
     last = [loss * BITS for result in results for _, loss in result.history.held_out]
