@@ -32,25 +32,27 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         shown = " ".join(default) if isinstance(default, list) else default
         parser.add_argument(name, help=help if shown is None else f"{help} (default: {shown})", **options)  # type: ignore[arg-type]
 
-    add("--kind", "kinds of attention to compare, same seed", nargs="+", choices=KINDS, default=["exp", "signed"])
+    add("--kind", "kinds of attention to compare, same seed", nargs="+", choices=KINDS, default=["exp", "cosh"])
     add("--attention", "sdpa: PyTorch's own attention, kind exp only", choices=("fused", "sdpa"), default="fused")
-    add("--steps", "training steps of each kind", type=positive, default=training.steps)
-    add("--batch", "sequences in a step", type=positive, default=training.batch)
-    add("--context", "bytes in a sequence", type=positive, default=model.context)
-    add("--width", "size of the residual stream", type=positive, default=model.width)
-    add("--depth", "number of blocks", type=positive, default=model.depth)
-    add("--heads", "attention heads of a block", type=positive, default=model.heads)
-    add("--learning-rate", "highest learning rate", type=float, default=training.learning_rate)
-    add("--seed", "everything random follows from it", type=int, default=training.seed)
-    add("--threads", "CPU threads (default: all cores)", type=positive)
-    add("--hessian-products", "most Hessian products for the eigenvalue; 0 leaves it out", type=int, default=20)
-    add("--prompt", "what the samples begin with", default="def ")
-    add("--sample-bytes", "length of the samples; 0 leaves them out", type=int, default=300)
-    add("--output", "folder of checkpoints and the picture", type=Path, default=Path("runs"))
+    add("--steps", "training steps of each kind", type=positive, metavar="N", default=training.steps)
+    add("--batch", "sequences in a step", type=positive, metavar="N", default=training.batch)
+    add("--context", "bytes in a sequence", type=positive, metavar="N", default=model.context)
+    add("--width", "size of the residual stream", type=positive, metavar="N", default=model.width)
+    add("--depth", "number of blocks", type=positive, metavar="N", default=model.depth)
+    add("--heads", "attention heads of a block", type=positive, metavar="N", default=model.heads)
+    add("--learning-rate", "highest learning rate", type=float, metavar="X", default=training.learning_rate)
+    add("--seed", "everything random follows from it", type=int, metavar="N", default=training.seed)
+    add("--threads", "CPU threads (default: all cores)", type=positive, metavar="N")
+    add("--hessian-products", "most Hessian products for the eigenvalue; 0: none", type=not_negative, metavar="N", default=20)
+    add("--prompt", "what the samples begin with", metavar="TEXT", default="def ")
+    add("--sample-bytes", "length of the samples; 0: none", type=not_negative, metavar="N", default=300)
+    add("--output", "folder of checkpoints and the picture", type=Path, metavar="FOLDER", default=Path("runs"))
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoints in the output folder")
     chosen = parser.parse_args(arguments)
     if chosen.attention == "sdpa" and chosen.kind != ["exp"]:
         parser.error("--attention sdpa has only the kind exp: add --kind exp")
+    if not chosen.prompt:
+        parser.error("--prompt must not be empty: the model needs a byte to begin with")
     if chosen.width % (2 * chosen.heads):
         parser.error(f"--width must be a multiple of twice --heads, got {chosen.width} and {chosen.heads}")
     return chosen
@@ -61,6 +63,10 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a positive number, got {value}")
     return value
+
+
+def not_negative(text: str) -> int:
+    return 0 if text == "0" else positive(text)
 
 
 def run(kind: str, chosen: argparse.Namespace, corpus: Corpus) -> tuple[Trainer, Result]:
@@ -111,6 +117,9 @@ def main(arguments: list[str] | None = None) -> int:
             text = sample(trainer.model, chosen.prompt, chosen.sample_bytes, chosen.seed)
             print(f"\n--- {result.kind} writes " + "-" * 40 + f"\n{text}\n" + "-" * 60)
     print(f"\n{table(results)}\n")
+    if chosen.hessian_products > 0:
+        print("Hessian eigenvalue: the largest of the training loss, by products through the attention's second derivative; plain")
+        print("gradient descent would be stable up to a learning rate of 2 / eigenvalue.")
     image = chosen.output / "language_model.png"
     picture(results, f"GPT of {size / 1e6:.2f} M parameters on the bytes of Python's standard library", image)
     print(f"Loss curves: {image}   ({time.perf_counter() - start:.0f} s in all)")

@@ -16,6 +16,7 @@ from language_model.model import LanguageModel
 from language_model.training import History
 
 COLORS = {"exp": "#1f6feb", "cosh": "#2da44e", "sinh": "#8250df", "signed": "#d1570a"}
+LINES = {"exp": "o-", "cosh": "s--", "sinh": "v:", "signed": "^-."}  # curves that coincide stay visible
 BITS = 1 / math.log(2)
 
 
@@ -29,14 +30,15 @@ class Result:
 
 
 def table(results: list[Result]) -> str:
-    rows = [("kind", "held-out loss", "bits per byte", "seconds", "tokens/s", "largest Hessian eigenvalue")]
+    rows = [("kind", "held-out loss", "bits per byte", "seconds", "tokens/s", "Hessian eigenvalue", "s/product")]
     for result in results:
-        eigenvalue = "-"
+        eigenvalue = product = "-"
         if result.eigenvalue is not None:
             eigenvalue = f"{result.eigenvalue.value:.1f} (residual {result.eigenvalue.residual:.0%})"
+            product = f"{result.eigenvalue.seconds:.2f}"
         loss, seconds = result.held_out_loss, result.history.seconds
         speed = f"{result.tokens / seconds:.0f}" if seconds else "-"
-        rows.append((result.kind, f"{loss:.4f}", f"{loss * BITS:.4f}", f"{seconds:.0f}", speed, eigenvalue))
+        rows.append((result.kind, f"{loss:.4f}", f"{loss * BITS:.4f}", f"{seconds:.0f}", speed, eigenvalue, product))
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
@@ -51,7 +53,8 @@ def picture(results: list[Result], title: str, path: Path) -> None:
         axes.plot(range(1, len(result.history.train) + 1), smoothed(result.history.train), color=color, alpha=0.35, linewidth=1)
         steps, losses = zip(*result.history.held_out, strict=True)
         label = f"{result.kind}: {result.held_out_loss * BITS:.3f} bits per byte held out"
-        axes.plot(steps, [loss * BITS for loss in losses], color=color, linewidth=2, marker="o", markersize=4, label=label)
+        bits = [loss * BITS for loss in losses]
+        axes.plot(steps, bits, LINES[result.kind], color=color, linewidth=2, markersize=4, label=label)
     axes.plot([], [], color="gray", alpha=0.5, linewidth=1, label="training (running mean)")
     axes.set(xlabel="step", ylabel="bits per byte", title=title)
     last = [loss * BITS for result in results for _, loss in result.history.held_out]

@@ -22,10 +22,10 @@ EVALUATION_WINDOWS = 64
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    steps: int = 400
+    steps: int = 500
     batch: int = 8
     learning_rate: float = 3e-3
-    warm_up: int = 40
+    warm_up: int = 50
     weight_decay: float = 0.1
     seed: int = 0
 
