@@ -94,12 +94,12 @@ headers-oldest: build/torch-$(OLDEST)/headers ## Compile the operators against t
 lint: $(STAMPS)/environment ## ruff and clang-format, as checks
 	@$(PYTHON) -m ruff check . || { echo "make format mends most of it"; exit 1; }
 	@$(PYTHON) -m ruff format --check . || { echo "make format mends it"; exit 1; }
-	@$(PYTHON) -m clang_format --dry-run -Werror $(CPP) || { echo "make format mends it"; exit 1; }
+	@$(TOOLS) clang-format --dry-run -Werror $(CPP) || { echo "make format mends it"; exit 1; }
 
 format: $(STAMPS)/environment ## ruff and clang-format, in place
 	@$(PYTHON) -m ruff check --fix --exit-zero .
 	@$(PYTHON) -m ruff format .
-	@$(PYTHON) -m clang_format -i $(CPP)
+	@$(TOOLS) clang-format -i $(CPP)
 
 types: $(STAMPS)/environment ## mypy --strict on the package
 	@$(PYTHON) -m mypy --strict torch_rescaled
