@@ -160,7 +160,9 @@ void check_loss(const PublicArguments& x, const LossArguments& loss) {
     if (!t.defined()) continue;
     RESCALED_CHECK(VALUE, t.device() == x.query.device(), op, name, " on query's device ", x.query.device(), ", got ",
                    t.device());
-    check_bias_type(op, name, x.query, t.scalar_type());
+    const bool half = x.query.scalar_type() == at::kHalf || x.query.scalar_type() == at::kBFloat16;
+    RESCALED_CHECK(TYPE, t.scalar_type() == x.query.scalar_type() || (half && t.scalar_type() == at::kFloat), op, name,
+                   " of query's dtype ", x.query.scalar_type(), half ? " or float32" : "", ", got ", t.scalar_type());
   }
   RESCALED_CHECK(VALUE, loss.form == "rescaled" || !loss.log_row_scale.defined(), op,
                  "log_row_scale only with form 'rescaled', got it with form '", loss.form, "'");

@@ -8,6 +8,7 @@
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <cmath>
@@ -32,20 +33,17 @@ double log_of_largest(at::ScalarType type) {
                              : std::log(static_cast<double>(std::numeric_limits<float>::max()));
 }
 
-// log(value) where `positive`, else -inf, with derivative 0 there.
-Tensor log_where(const Tensor& positive, const Tensor& value) {
-  const Tensor safe = at::where(positive, value, at::ones_like(value));
-  return at::where(positive, safe.log(), -kInfinity * at::ones_like(value));
-}
-
-// A row's loss |r|^2 / 2 with r = scale * residual, `log_scale` undefined for scale 1.
+// A row's loss |r|^2 / 2 with r = e^log_scale residual (log_scale undefined: 0), or its logarithm.
 Tensor row_losses(const Tensor& residual, const Tensor& log_scale, bool log) {
   const Tensor square = residual.square().sum(-1);
   if (log) {
-    const Tensor value = log_where(square > 0, square / 2);
-    if (!log_scale.defined()) return value;
-    const Tensor keyless = log_scale == -kInfinity;  // its loss is 0
-    return at::where(keyless, log_scale, value + 2 * at::where(keyless, at::zeros_like(log_scale), log_scale));
+    // -inf where the loss is 0, and there the derivative is 0: nothing may reach log or log_scale.
+    Tensor positive = square > 0;
+    if (log_scale.defined()) positive = positive.logical_and(log_scale != -kInfinity);
+    const Tensor zero = at::zeros_like(square);
+    Tensor value = (at::where(positive, square, at::ones_like(square)) / 2).log();
+    if (log_scale.defined()) value = value + 2 * at::where(positive, log_scale, zero);
+    return at::where(positive, value, zero - kInfinity);
   }
   if (!log_scale.defined()) return square / 2;
   // Finite, so that a zero residual has loss 0 at any scale; times itself infinite where the loss is not representable.
