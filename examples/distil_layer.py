@@ -2,9 +2,10 @@
 """Distil one attention layer of the example language model into a fresh one, by the rescaled and by the normalized loss.
 
 A short training gives the teacher. The student's query, key and value projections then learn, from the same inputs, the output
-of every head of one teacher layer, three times from the same start: by the normalized loss, by the rescaled loss as it stands, and
-by the rescaled loss with each row's scale taken out at the start (log_row_scale). The picture shows how well each fits held-out
-text, and the mean log normalizer of its rows: the rescaled loss can also be made small by making every weight small.
+of every head of one teacher layer, three times from the same start: by the normalized loss, by the rescaled loss as it stands,
+and by the rescaled loss after a start by the normalized one, each position's scale at that moment taken out (log_row_scale). The
+picture shows how well each fits held-out text, and the mean log normalizer of its rows: the rescaled loss can also be made small
+by making every weight small.
 """
 
 import argparse
@@ -27,8 +28,8 @@ from tqdm import tqdm
 from torch_rescaled import attention_loss, attention_with_normalizer
 from torch_rescaled.nn import RescaledAttention
 
-VARIANTS = ("normalized", "rescaled", "rescaled, row scale fixed")
-COLORS = {"normalized": "#1f6feb", "rescaled": "#d1570a", "rescaled, row scale fixed": "#2da44e"}
+VARIANTS = ("normalized", "rescaled", "normalized, then rescaled")
+COLORS = {"normalized": "#1f6feb", "rescaled": "#d1570a", "normalized, then rescaled": "#2da44e"}
 
 
 @dataclass
@@ -69,6 +70,12 @@ def teacher(corpus: Corpus, steps: int, kind: str, output: Path) -> LanguageMode
     return trainer.model.eval()
 
 
+@torch.no_grad()
+def mean_log_normalizer(q: Tensor, k: Tensor, v: Tensor, kind: str) -> Tensor:
+    """For each head and position, over the batch: [heads, N]."""
+    return attention_with_normalizer(q, k, v, is_causal=True, kind=kind)[2].mean(0)
+
+
 def distil(heads: Heads, corpus: Corpus, variant: str, chosen: argparse.Namespace) -> Curve:
     torch.manual_seed(chosen.seed)
     settings = heads.model.settings
@@ -78,23 +85,19 @@ def distil(heads: Heads, corpus: Corpus, variant: str, chosen: argparse.Namespac
     held_out = heads.inputs(corpus.held_out_windows(16, settings.context)[:, :-1])
     wanted, curve = heads.target(held_out), Curve()
     form, scale = variant.partition(",")[0], None
-    if variant == "rescaled, row scale fixed":
-        # One number per position: the mean log normalizer of the untrained student, held fixed.
-        first = heads.inputs(corpus.batch(8, settings.context, -1)[:, :-1])
-        with torch.no_grad():
-            scale = attention_with_normalizer(*heads.of(student, first), is_causal=True, kind=chosen.kind)[2].mean((0, 1))
     for step in tqdm(range(chosen.steps + 1), desc=variant, unit="step", mininterval=0.2 if sys.stderr.isatty() else 15.0):
         if step % max(1, chosen.steps // 40) == 0:
             with torch.no_grad():
-                out, _, log_normalizer = attention_with_normalizer(
-                    *heads.of(student, held_out), is_causal=True, kind=chosen.kind
-                )
+                out, _, log_normalizer = attention_with_normalizer(*heads.of(student, held_out), is_causal=True, kind=chosen.kind)
             curve.steps.append(step)
             curve.error.append(((out - wanted).square().sum() / wanted.square().sum()).item())
             curve.log_normalizer.append(log_normalizer.mean().item())
         x = heads.inputs(corpus.batch(chosen.batch, settings.context, step)[:, :-1])
+        q, k, v = heads.of(student, x)
+        if variant == "normalized, then rescaled" and step == chosen.steps // 2:
+            form, scale = "rescaled", mean_log_normalizer(q, k, v, chosen.kind)
         loss = attention_loss(
-            *heads.of(student, x), heads.target(x), is_causal=True, kind=chosen.kind, form=form, log_row_scale=scale, reduction="mean"
+            q, k, v, heads.target(x), is_causal=True, kind=chosen.kind, form=form, log_row_scale=scale, reduction="mean"
         )
         optimizer.zero_grad()
         loss.backward()
@@ -112,7 +115,7 @@ def picture(curves: dict[str, Curve], title: str, path: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False)
+    left.legend(frameon=False, loc="lower left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     plt.close(figure)
@@ -138,9 +141,9 @@ def main(arguments: list[str] | None = None) -> int:
     model = teacher(corpus, chosen.teacher_steps, chosen.teacher_kind, chosen.output)
     heads = Heads(model, chosen.layer)
     curves = {variant: distil(heads, corpus, variant, chosen) for variant in VARIANTS}
-    print(f"\n{'loss':28}{'held-out error':>16}{'log normalizer: first':>24}{'last':>8}")
+    print(f"\n{'loss':28}{'held-out error':>16}{'log normalizer: first':>24}{'last':>10}")
     for variant, curve in curves.items():
-        print(f"{variant:28}{curve.error[-1]:16.4f}{curve.log_normalizer[0]:24.2f}{curve.log_normalizer[-1]:8.2f}")
+        print(f"{variant:28}{curve.error[-1]:16.4f}{curve.log_normalizer[0]:24.2f}{curve.log_normalizer[-1]:10.2f}")
     image = chosen.output / "distil_layer.png"
     picture(curves, f"{chosen.kind} student of an {chosen.teacher_kind} layer", image)
     print(f"\nCurves: {image}   ({time.perf_counter() - start:.0f} s in all)")

@@ -108,7 +108,11 @@ def test_the_papers_forms():
         got = attention_loss(z, identity, identity, b, scale=1.0, kind=kind)  # query = A x, keys and values I: scores z
         torch.testing.assert_close(got, (u - u.sum() * b).square().sum() / 2)
     a1, a2, a3 = (torch.randn(n, 4, dtype=torch.float64) for _ in range(3))
-    x, y, target = torch.randn(4, 4, dtype=torch.float64), torch.randn(4, 4, dtype=torch.float64), torch.randn(n, 4, dtype=torch.float64)
+    x, y, target = (
+        torch.randn(4, 4, dtype=torch.float64),
+        torch.randn(4, 4, dtype=torch.float64),
+        torch.randn(n, 4, dtype=torch.float64),
+    )
     paper = ((a1 @ x @ a2.T).softmax(-1) @ a3 @ y - target).square().sum()
     got = attention_loss(a1 @ x, a2, a3 @ y, target, scale=1.0, form="normalized")
     torch.testing.assert_close(2 * got, paper)
@@ -210,9 +214,11 @@ def test_transforms():
             return attention_loss(x, k[0, 0], v[0, 0], target[0, 0, :2], form=form)
 
         point = q[0, 0, :2]
-        dense = torch.func.hessian(lambda x, form=form: definition(x, k[:1, 0], v[:1, 0], target[0, 0, :2], kind="exp", form=form).sum())
-        torch.testing.assert_close(torch.func.hessian(small)(point), dense(point))
-        torch.testing.assert_close(torch.func.jacrev(torch.func.jacfwd(small))(point), dense(point))
+        dense = torch.func.hessian(
+            lambda x, form=form: definition(x, k[:1, 0], v[:1, 0], target[0, 0, :2], kind="exp", form=form).sum()
+        )
+        torch.testing.assert_close(torch.func.hessian(small)(point), torch.func.hessian(dense)(point))
+        torch.testing.assert_close(torch.func.jacrev(torch.func.jacfwd(small))(point), torch.func.hessian(dense)(point))
 
 
 @pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning")  # torch.export's own
@@ -264,7 +270,10 @@ MESSAGES = {
     "expected target that broadcasts to [2, 4, 7, 5], got [1, 2, 4, 7, 5]": (ValueError, {"target": torch.zeros(1, 2, 4, 7, 5)}),
     "expected log_row_scale that broadcasts to [2, 4, 7], got [6]": (ValueError, {"log_row_scale": torch.zeros(6)}),
     "expected target of query's dtype Float, got Double": (TypeError, {"target": torch.zeros(5, dtype=torch.float64)}),
-    "expected key of shape [2, 4, M, 6] to match query's head size 6, got [2, 4, 9, 5]": (ValueError, {"key": torch.zeros(2, 4, 9, 5)}),
+    "expected key of shape [2, 4, M, 6] to match query's head size 6, got [2, 4, 9, 5]": (
+        ValueError,
+        {"key": torch.zeros(2, 4, 9, 5)},
+    ),
     "expected target on query's device cpu, got meta": (ValueError, {"target": torch.zeros(5, device="meta")}),
 }
 

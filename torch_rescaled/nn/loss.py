@@ -53,7 +53,9 @@ class AttentionLoss(nn.Module):
             ("reduction", reduction, ("none", "sum", "mean")),
         ):
             if given not in known:
-                raise ValueError(f"AttentionLoss: expected {name} {', '.join(map(repr, known[:-1]))} or {known[-1]!r}, got {given!r}")
+                raise ValueError(
+                    f"AttentionLoss: expected {name} {', '.join(map(repr, known[:-1]))} or {known[-1]!r}, got {given!r}"
+                )
         self.kind, self.form, self.reduction = kind, form, reduction
         self.is_causal, self.scale, self.enable_gqa, self.log = is_causal, scale, enable_gqa, log
 
