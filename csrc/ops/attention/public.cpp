@@ -4,7 +4,6 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/autocast_mode.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/randint.h>
 #include <ATen/ops/where.h>
@@ -43,19 +42,10 @@ Tensor grouped(const Tensor& t, const c10::SymInt& kv_heads) {
   return heads == 1 ? t.unsqueeze(-3) : t.unflatten_symint(-3, {kv_heads, heads / kv_heads});
 }
 
-struct Core {
-  Saved saved;
-  bool ungroup;
-};
-
 // One seed for each matrix: [*leading].
 Tensor draw_seeds(const Point& x) {
-  std::vector<c10::SymInt> sizes(x.query.dim() - 2, c10::SymInt(1));
-  for (const Tensor& t : {x.query, x.key, x.value, x.bias, x.mask})
-    if (t.defined())
-      for (size_t d = 0; d < sizes.size(); ++d)
-        if (t.sym_size(d) != 1) sizes[d] = t.sym_size(d);
-  return at::randint_symint(std::numeric_limits<int64_t>::max(), sizes, x.query.options().dtype(at::kLong));
+  const auto options = x.query.options().dtype(at::kLong);
+  return at::randint_symint(std::numeric_limits<int64_t>::max(), leading_sizes(x), options);
 }
 
 Saved core(const char* op, const PublicArguments& args) {
@@ -107,8 +97,7 @@ struct Autocast<Result(const Tensor&, const Tensor&, const Tensor&, Rest...), kK
     constexpr auto device = kKey == c10::DispatchKey::AutocastCPU ? at::kCPU : at::kCUDA;
     const auto type = at::autocast::get_autocast_dtype(device);
     const auto cast = [&](const Tensor& t) { return at::autocast::cached_cast(type, t, device); };
-    return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>().call(cast(query), cast(key),
-                                                                                            cast(value), rest...);
+    return handle<Signature>(name).call(cast(query), cast(key), cast(value), rest...);
   }
 };
 template <c10::DispatchKey kKey>
