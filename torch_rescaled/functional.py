@@ -4,6 +4,7 @@
 import torch
 from torch import Tensor
 from torch.nn.attention.bias import CausalBias, CausalVariant
+from torch.nn.attention.flex_attention import BlockMask
 
 from torch_rescaled._library import build_info
 
@@ -56,7 +57,9 @@ def attention(
     Raises:
         ValueError: shapes, devices, ``dropout_p`` or ``kind`` do not fit.
         TypeError: a dtype does not fit, or an argument is a tensor subclass (its storage may be uninitialized).
-        NotImplementedError: tensors on a device without kernels, or nested tensors.
+        NotImplementedError: tensors on a device without kernels, nested (packed) tensors, a
+            :class:`torch.nn.attention.flex_attention.BlockMask` (a sliding window is a boolean ``attn_mask`` here), or more than 8
+            leading dimensions larger than 1.
 
     Example:
         >>> import torch, torch_rescaled
@@ -138,6 +141,11 @@ def _resolve(
         if attn_mask.variant == CausalVariant.UPPER_LEFT or n == m:
             return None, True
         return torch.ones(n, m, dtype=torch.bool, device=query.device).tril(m - n), is_causal
+    if isinstance(attn_mask, BlockMask):
+        raise NotImplementedError(
+            f"torch_rescaled::{op}: expected attn_mask to be a torch.Tensor, got a BlockMask; sliding windows and other sparse "
+            "masks do not exist yet, a boolean attn_mask that broadcasts to [*, H, N, M] does"
+        )
     if attn_mask is not None:
         _check_readable(op, "attn_mask", attn_mask)
     return attn_mask, is_causal
