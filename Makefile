@@ -25,10 +25,17 @@ $(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null ||
   { echo "Python >= 3.11 is needed, $(PYTHON3) is not: install it, or name it with make PYTHON3=python3.12"; exit 1; }
 endef
 
+# C++20, and what the kernels ask of a compiler beyond it.
+define COMPILER_SAMPLE
+int main() { \
+  _Float16 half = 1; \
+  return []<int n>(auto x) { return x + n; }.template operator()<0>(static_cast<int>(half)) \
+    $(if $(filter x86_64,$(shell uname -m)),+ __builtin_cpu_supports("x86-64-v3")); \
+}
+endef
 define CHECK_COMPILER
-echo 'int main() { return []<int n>() { return n; }.template operator()<0>(); }' | \
-  $${CXX:-c++} -std=c++20 -x c++ -fsyntax-only - 2> /dev/null || \
-  { echo "A C++20 compiler is needed: install g++ >= 11, or name one with CXX=..."; exit 1; }
+echo '$(COMPILER_SAMPLE)' | $${CXX:-c++} -std=c++20 -x c++ -fsyntax-only - 2> /dev/null || \
+  { echo "A C++20 compiler with _Float16 is needed: install g++ >= 12, or name one with CXX=..."; exit 1; }
 endef
 
 # The build and tool requirements; torch is left alone where there is one.

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""FLOP formulas for :class:`torch.utils.flop_counter.FlopCounterMode`: what is asked for, on the standard count.
+"""FLOP formulas for :class:`torch.utils.flop_counter.FlopCounterMode`: the products of docs/math.md that a call executes.
 
-One product costs ``2 B H N M`` times D (scores and their tangents, gradients of query and key) or Dv (everything with values).
-As torch does for its own attention, causality is not subtracted.
+One product costs ``2 B H N M`` times D (scores and their tangents, gradients of query and key) or Dv (everything with values);
+one that an absent argument or an output not asked for makes superfluous is not counted. As torch does for its own attention,
+causality is not subtracted.
 """
 
 from collections.abc import Sequence

@@ -3,8 +3,8 @@
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import CausalBias, CausalVariant
 
+from torch_rescaled._inputs import resolve_mask
 from torch_rescaled._library import build_info
 
 __all__ = ["attention", "attention_with_normalizer", "backend"]
@@ -56,7 +56,9 @@ def attention(
     Raises:
         ValueError: shapes, devices, ``dropout_p`` or ``kind`` do not fit.
         TypeError: a dtype does not fit, or an argument is a tensor subclass (its storage may be uninitialized).
-        NotImplementedError: tensors on a device without kernels, or nested tensors.
+        NotImplementedError: tensors on a device without kernels, nested (packed) tensors, a
+            :class:`torch.nn.attention.flex_attention.BlockMask` (a sliding window is a boolean ``attn_mask`` here), or more than 8
+            leading dimensions larger than 1.
 
     Example:
         >>> import torch, torch_rescaled
@@ -71,7 +73,7 @@ def attention(
     :math:`\phi \in \{\exp, \cosh, \sinh\}` of arXiv:2305.00660.
     """
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-        attn_mask, is_causal = _resolve("attention", query, key, value, attn_mask, is_causal)
+        attn_mask, is_causal = resolve_mask("attention", query, key, value, attn_mask, is_causal)
     output: Tensor = torch.ops.torch_rescaled.attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa, kind=kind
     )
@@ -116,45 +118,11 @@ def attention_with_normalizer(
     form of arXiv:2307.02419.
     """
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-        attn_mask, is_causal = _resolve("attention_with_normalizer", query, key, value, attn_mask, is_causal)
+        attn_mask, is_causal = resolve_mask("attention_with_normalizer", query, key, value, attn_mask, is_causal)
     output, balance, log_normalizer = torch.ops.torch_rescaled.attention_with_normalizer(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa, kind=kind
     )
     return output, balance, log_normalizer
-
-
-@torch.jit.unused
-def _resolve(
-    op: str, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
-) -> tuple[Tensor | None, bool]:
-    """A :class:`CausalBias` as what it means, and a refusal of what the operator cannot read."""
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        _check_readable(op, name, tensor)
-    if isinstance(attn_mask, CausalBias):
-        n, m = query.shape[-2], key.shape[-2]
-        if (attn_mask.seq_len_q, attn_mask.seq_len_kv) != (n, m):
-            sizes = f"[{attn_mask.seq_len_q}, {attn_mask.seq_len_kv}]"
-            raise ValueError(f"torch_rescaled::{op}: expected attn_mask, a CausalBias, of lengths [{n}, {m}], got {sizes}")
-        if attn_mask.variant == CausalVariant.UPPER_LEFT or n == m:
-            return None, True
-        return torch.ones(n, m, dtype=torch.bool, device=query.device).tril(m - n), is_causal
-    if attn_mask is not None:
-        _check_readable(op, "attn_mask", attn_mask)
-    return attn_mask, is_causal
-
-
-def _check_readable(op: str, name: str, tensor: Tensor) -> None:
-    """Refuses nested tensors, and subclasses that do not dispatch: an operator reads storage, which they may not have."""
-    kind = type(tensor)
-    if not issubclass(kind, Tensor):
-        raise TypeError(f"torch_rescaled::{op}: expected {name} to be a torch.Tensor, got {kind.__name__}")
-    if tensor.is_nested:
-        raise NotImplementedError(
-            f"torch_rescaled::{op}: expected {name} to be a dense torch.Tensor, got a nested one; packed variable lengths do not "
-            "exist yet, padding with a boolean attn_mask does"
-        )
-    if kind not in (Tensor, torch.nn.Parameter) and kind.__torch_dispatch__ is Tensor.__torch_dispatch__:
-        raise TypeError(f"torch_rescaled::{op}: expected {name} to be a plain torch.Tensor, got {kind.__name__}")
 
 
 def backend(query: Tensor, kind: str = "exp") -> str:

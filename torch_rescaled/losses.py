@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from torch_rescaled import _library as _library
-from torch_rescaled.functional import _check_readable, _resolve
+from torch_rescaled._inputs import check_readable, resolve_mask
 
 __all__ = ["attention_loss"]
 
@@ -81,10 +81,10 @@ def attention_loss(
     form, summed, is half the loss L(X, Y) of arXiv:2309.07418, which has no factor 1/2.
     """
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-        attn_mask, is_causal = _resolve("attention_loss", query, key, value, attn_mask, is_causal)
-        _check_readable("attention_loss", "target", target)
+        attn_mask, is_causal = resolve_mask("attention_loss", query, key, value, attn_mask, is_causal)
+        check_readable("attention_loss", "target", target)
         if log_row_scale is not None:
-            _check_readable("attention_loss", "log_row_scale", log_row_scale)
+            check_readable("attention_loss", "log_row_scale", log_row_scale)
     loss: Tensor = torch.ops.torch_rescaled.attention_loss(
         query, key, value, target, attn_mask=attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa, kind=kind,
         form=form, log_row_scale=log_row_scale, reduction=reduction, log=log,

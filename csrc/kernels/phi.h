@@ -14,9 +14,10 @@
 namespace rescaled::RESCALED_ISA {
 namespace {
 
-// The even and the odd part of 2^f - 1 - (odd first term) on [-1/2, 1/2] as polynomials in f^2: 2^f = even(f^2) + f
-// odd(f^2). float: weighted near-minimax fit of degree 6 with 2^0 = 1, relative error 2e-9; double: Chebyshev fit of
-// degree 12, 1.2e-19.
+// The even part of 2^f, and its odd part divided by f, on [-1/2, 1/2] as polynomials in g = f^2:
+//   2^f = even(g) + f odd(g)
+// float: weighted near-minimax fit of degree 6 with 2^0 = 1, relative error 2e-9; double: Chebyshev fit of degree 12,
+// 1.2e-19.
 template <class T>
 RESCALED_INLINE Vec<T> exp2_even(Vec<T> g) {
   if constexpr (sizeof(T) == 4) {
@@ -66,8 +67,8 @@ RESCALED_INLINE Vec<T> exp2_vector(Vec<T> t) {
   return scale_by_power<T>(exp2_fraction<T>(t - n), n);
 }
 
-// 2^x = factor 2^exponent: the weight of a two-sided pair, taken apart so that 2^t and 2^-t are scaled exactly. 0 for x
-// = -inf.
+// 2^x = factor 2^exponent: the weight of a two-sided pair, taken apart so that 2^t and 2^-t are scaled exactly.
+// For x = -inf the pair becomes 0.
 template <class T>
 struct Weight {
   Vec<T> exponent, factor;
@@ -80,8 +81,8 @@ RESCALED_INLINE Weight<T> split_weight(Vec<T> x) {
   return {n, exp2_fraction<T>(bounded - n)};
 }
 
-// even, odd = 2^exponent (2^t +- 2^-t) / 2 for an integral exponent. One range reduction for both: with t = n + f,
-// 2^(+-t) = 2^(+-n) (even(f) +- odd(f)); no cancellation in `odd` near t = 0.
+// even, odd = 2^exponent (2^t +- 2^-t) / 2 for an integral exponent. One range reduction for both: with t = n + f and
+// the polynomials e, o of f^2 above, 2^(+-t) = 2^(+-n) (e +- f o); no cancellation in `odd` near t = 0.
 template <class T>
 RESCALED_INLINE void two_sided(Vec<T> t, Vec<T> exponent, Vec<T>& even, Vec<T>& odd) {
   const Vec<T> n = round_to_integer<T>(t), f = t - n, g = f * f, one = Vec<T>{} + T(1);

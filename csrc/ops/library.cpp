@@ -5,10 +5,12 @@
 #include <vector>
 
 // Public operators: argument for argument `torch.nn.functional.scaled_dot_product_attention`, plus `kind`.
-//   query [*, H, N, D], key [*, Hk, M, D], value [*, Hk, M, Dv]   any rank >= 2; leading dimensions broadcast; with
-//   enable_gqa Hk divides H attn_mask broadcastable to [*, H, N, M]: bool (True = attend) or floating (log weight of
-//   the key)
+// clang-format off
+//   query [*, H, N, D], key [*, Hk, M, D], value [*, Hk, M, Dv]   any rank >= 2; leading dimensions broadcast;
+//                                                                 with enable_gqa Hk divides H
+//   attn_mask broadcastable to [*, H, N, M]                       bool (True = attend) or floating (log weight of key)
 //   -> output [*, H, N, Dv], balance [*, H, N], log_normalizer [*, H, N]
+// clang-format on
 #define PUBLIC_ARGUMENTS                                                                   \
   "(Tensor query, Tensor key, Tensor value, Tensor? attn_mask=None, float dropout_p=0.0, " \
   "bool is_causal=False, *, float? scale=None, bool enable_gqa=False, str kind=\"exp\")"

@@ -19,7 +19,9 @@
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/dynamo/compiled_autograd.h>
 
+#include <algorithm>
 #include <memory>
+#include <mutex>
 #include <type_traits>
 #include <vector>
 
@@ -173,8 +175,8 @@ variable_list record(const typename Rule::Settings& settings, const variable_lis
   return outputs;
 }
 
-// Reverse rule by differentiating a plain-tensor formula, only when asked for: `formula(inputs)` -> outputs (undefined:
-// no gradient).
+// Reverse rule by differentiating a plain-tensor formula, only when asked for.
+// `formula(inputs)` -> outputs; an undefined one has no gradient.
 template <class Formula>
 variable_list differentiate(Formula&& formula, const variable_list& inputs, size_t count, const variable_list& grads) {
   const bool create_graph = at::GradMode::is_enabled();

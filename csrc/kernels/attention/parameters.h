@@ -30,8 +30,8 @@ struct AttentionParameters {
   int64_t queries = 0, keys = 0, head_size = 0, value_size = 0;
   double scale = 1, dropout_p = 0;
 
-  // Leading dimensions, those that key and value have first: matrix `b` of `kv_batches * group` uses key and value `b /
-  // group`.
+  // Leading dimensions, those that key and value have first.
+  // Matrix `b` of the `kv_batches * group` uses key and value number `b / group`.
   int rank = 0;
   int64_t sizes[kMaxBatchRank] = {};
   int64_t kv_batches = 0, group = 1;
@@ -51,8 +51,8 @@ struct AttentionParameters {
   void* workspace = nullptr;  // Program::workspace_bytes, shared by the steps of one call
 };
 
-// Work for a pool of threads: tasks [0, tasks) in any order, each task once; scratch_bytes for each thread, 64-byte
-// aligned.
+// Work for a pool of threads: tasks [0, tasks) in any order, each task once; every thread brings `scratch_bytes`,
+// aligned to 64 bytes.
 struct Step {
   int64_t tasks = 0, scratch_bytes = 0;
   void (*run)(const AttentionParameters&, int64_t begin, int64_t end, void* scratch) = nullptr;

@@ -2,18 +2,30 @@
 #include "isa.h"
 
 #include <cstdlib>
-#include <cstring>
+#include <stdexcept>
+#include <string>
 
 namespace rescaled {
+namespace {
+
+Isa cap() {
+  const char* variable = std::getenv("RESCALED_CPU_ISA");
+  const std::string name = variable ? variable : "";
+  if (name.empty() || name == "avx512") return Isa::avx512;
+  if (name == "avx2") return Isa::avx2;
+  if (name == "baseline") return Isa::baseline;
+  throw std::invalid_argument(
+      "torch_rescaled: expected the environment variable RESCALED_CPU_ISA to be baseline, avx2 or avx512, got " + name);
+}
+
+}  // namespace
 
 Isa cpu_isa() {
   static const Isa isa = [] {
+    [[maybe_unused]] const Isa highest = cap();
 #if defined(__x86_64__)
-    const char* cap = std::getenv("RESCALED_CPU_ISA");
-    const bool v3 = !cap || std::strcmp(cap, "baseline") != 0;
-    const bool v4 = v3 && (!cap || std::strcmp(cap, "avx2") != 0);
-    if (v4 && __builtin_cpu_supports("x86-64-v4")) return Isa::avx512;
-    if (v3 && __builtin_cpu_supports("x86-64-v3")) return Isa::avx2;
+    if (highest >= Isa::avx512 && __builtin_cpu_supports("x86-64-v4")) return Isa::avx512;
+    if (highest >= Isa::avx2 && __builtin_cpu_supports("x86-64-v3")) return Isa::avx2;
 #endif
     return Isa::baseline;
   }();

@@ -9,8 +9,10 @@ namespace {
 template <class T, int Rows, int Vectors>
 using Tile = Vec<T>[Rows][Vectors];
 
-// c[i][:] += sum_p a(i, p) b(p, :), p ascending, one fused multiply-add each: a score has the same bits whichever
-// operand is broadcast and whichever tile it sits in. a(i, p) = Transposed ? a[p lda + i] : a[i lda + p].
+// c[i][:] += sum_p a(i, p) b(p, :), a(i, p) = Transposed ? a[p lda + i] : a[i lda + p].
+//
+// In ascending p, each step one fused multiply-add (a product and a sum where there is none, as in x86-64's baseline):
+// a score has the same bits whichever operand is broadcast and whichever tile it sits in.
 template <class T, int Rows, int Vectors, bool Transposed>
 RESCALED_INLINE void multiply(int64_t depth, const T* __restrict a, int64_t lda, const T* __restrict b, int64_t ldb,
                               Tile<T, Rows, Vectors>& c) {

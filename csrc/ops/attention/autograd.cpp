@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The rules of the attention family: closed under second order, because <G, F> has a symmetric Hessian.
 //
-//                    reverse rule                                    forward rule
-//   forward          backward                                        jvp
-//   backward         double backward                                 backward(tangents of cotangents) + double
-//   backward's gradients jvp              (backward, double backward's gradients)         plain-tensor formula double
-//   backward  plain-tensor formula                            plain-tensor formula
+// clang-format off
+//                    reverse rule                            forward rule
+//   forward          backward                                jvp
+//   backward         double backward                         backward (of the cotangents' tangents) + double backward's
+//                                                            gradients
+//   jvp              backward, double backward's gradients   plain-tensor formula
+//   double backward  plain-tensor formula                    plain-tensor formula
+// clang-format on
 //
 // W, balance and log_normalizer that the last three take along are auxiliaries: they carry no gradient and no tangent;
 // each rule is the total derivative.
 #include <ATen/TensorOperators.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include "../node.h"
@@ -47,7 +49,8 @@ std::array<Tensor, 4> hessian_product(const Tangents& t, const Cotangents& g, co
   return {all[3], all[4], all[5], all[6]};
 }
 
-struct Forward {  // query, key, value, bias | mask, dropout_seed
+// query, key, value, bias | mask, dropout_seed
+struct Forward {
   using Settings = AttentionSettings;
   static constexpr size_t kInputs = 4, kOutputs = 3;
   static constexpr size_t kAuxiliaries = 2;
@@ -93,8 +96,9 @@ struct NeedSettings : AttentionSettings {
   }
 };
 
-struct Backward {  // grad_output, grad_balance, grad_log_normalizer, query, key, value, bias | mask, dropout_seed, W,
-                   // balance, log_normalizer
+// grad_output, grad_balance, grad_log_normalizer, query, key, value, bias |
+// mask, dropout_seed, W, balance, log_normalizer
+struct Backward {
   using Settings = NeedSettings<4>;
   static constexpr size_t kInputs = 7, kOutputs = 4;
   static constexpr size_t kAuxiliaries = 5;
@@ -124,8 +128,9 @@ struct Backward {  // grad_output, grad_balance, grad_log_normalizer, query, key
   }
 };
 
-struct Jvp {  // tangents of query, key, value, bias; query, key, value, bias | mask, dropout_seed, W, balance,
-              // log_normalizer
+// tangents of query, key, value, bias; query, key, value, bias |
+// mask, dropout_seed, W, balance, log_normalizer
+struct Jvp {
   using Settings = AttentionSettings;
   static constexpr size_t kInputs = 8, kOutputs = 3;
   static constexpr size_t kAuxiliaries = 5;
@@ -146,13 +151,15 @@ struct Jvp {  // tangents of query, key, value, bias; query, key, value, bias | 
     if (any(at)) put(4, hessian_product(tangents_at(in, 0), cotangents_at(grads, 0), x, saved, settings, at));
     return result;
   }
+  // Never with tangents: jvp_autograd takes those to the plain-tensor formula.
   static variable_list jvp(const Settings&, const variable_list&, const variable_list&, const variable_list&) {
     return variable_list(kOutputs);
-  }  // see jvp_autograd
+  }
 };
 
-struct DoubleBackward {  // tangents (4), cotangents (3), query, key, value, bias | mask, dropout_seed, W, balance,
-                         // log_normalizer
+// tangents (4), cotangents (3), query, key, value, bias |
+// mask, dropout_seed, W, balance, log_normalizer
+struct DoubleBackward {
   using Settings = NeedSettings<7>;
   static constexpr size_t kInputs = 11, kOutputs = 7;
   static constexpr size_t kAuxiliaries = 5;
@@ -169,19 +176,15 @@ struct DoubleBackward {  // tangents (4), cotangents (3), query, key, value, bia
     return differentiate([&](const variable_list& x) { return plain(settings, x); }, in, kInputs,
                          settings.cotangents(grads));
   }
+  // Never with tangents: double_backward_autograd takes those to the plain-tensor formula.
   static variable_list jvp(const Settings&, const variable_list&, const variable_list&, const variable_list&) {
     return variable_list(kOutputs);
-  }  // see double_backward_autograd
+  }
 };
 
 template <class Tuple>
 variable_list to_list(Tuple&& tuple) {
   return std::apply([](auto&&... t) { return variable_list{std::move(t)...}; }, std::move(tuple));
-}
-template <class Signature>
-const c10::TypedOperatorHandle<Signature>& handle(const char* name) {
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-  return op;
 }
 
 Three forward_autograd(c10::DispatchKeySet keys, RESCALED_POINT, RESCALED_SETTINGS) {
@@ -192,10 +195,10 @@ Three forward_autograd(c10::DispatchKeySet keys, RESCALED_POINT, RESCALED_SETTIN
       inside_public_attention() || !any_tangent(in, Forward::kInputs),
       "torch_rescaled::attention: expected no forward-mode tangents from outside a compiled graph, got a dual tensor; "
       "enter torch.func.jvp or the dual level inside the compiled function");
+  static const auto op = handle<ForwardSignature>("torch_rescaled::_attention_forward");
   const auto out = record<Forward>(RESCALED_THE_SETTINGS, in, [&] {
-    return to_list(handle<ForwardSignature>("torch_rescaled::_attention_forward")
-                       .redispatch(keys & c10::after_autograd_keyset, query, key, value, bias, mask, dropout_seed,
-                                   dropout_p, is_causal, scale, kind));
+    return to_list(op.redispatch(keys & c10::after_autograd_keyset, query, key, value, bias, mask, dropout_seed,
+                                 dropout_p, is_causal, scale, kind));
   });
   return {out[0], out[1], out[2]};
 }
@@ -214,11 +217,11 @@ Four backward_autograd(c10::DispatchKeySet keys, RESCALED_COTANGENTS, RESCALED_P
                          output,
                          balance,
                          log_normalizer};
+  static const auto op = handle<BackwardSignature>("torch_rescaled::_attention_backward");
   const auto out = record<Backward>({RESCALED_THE_SETTINGS, need}, in, [&] {
-    return to_list(handle<BackwardSignature>("torch_rescaled::_attention_backward")
-                       .redispatch(keys & c10::after_autograd_keyset, grad_output, grad_balance, grad_log_normalizer,
-                                   query, key, value, bias, mask, dropout_seed, output, balance, log_normalizer,
-                                   dropout_p, is_causal, scale, kind, need));
+    return to_list(op.redispatch(keys & c10::after_autograd_keyset, grad_output, grad_balance, grad_log_normalizer,
+                                 query, key, value, bias, mask, dropout_seed, output, balance, log_normalizer,
+                                 dropout_p, is_causal, scale, kind, need));
   });
   return {out[0], out[1], out[2], out[3]};
 }
@@ -241,11 +244,11 @@ Three jvp_autograd(c10::DispatchKeySet keys, RESCALED_TANGENTS, RESCALED_POINT, 
     const Saved t = plain_attention_jvp(RESCALED_THE_TANGENTS, RESCALED_THE_POINT, RESCALED_THE_SETTINGS);
     return {t.output, t.balance, t.log_normalizer};
   }
+  static const auto op = handle<JvpSignature>("torch_rescaled::_attention_jvp");
   const auto out = record<Jvp>(RESCALED_THE_SETTINGS, in, [&] {
-    return to_list(handle<JvpSignature>("torch_rescaled::_attention_jvp")
-                       .redispatch(keys & c10::after_autograd_keyset, tangent_query, tangent_key, tangent_value,
-                                   tangent_bias, query, key, value, bias, mask, dropout_seed, output, balance,
-                                   log_normalizer, dropout_p, is_causal, scale, kind));
+    return to_list(op.redispatch(keys & c10::after_autograd_keyset, tangent_query, tangent_key, tangent_value,
+                                 tangent_bias, query, key, value, bias, mask, dropout_seed, output, balance,
+                                 log_normalizer, dropout_p, is_causal, scale, kind));
   });
   return {out[0], out[1], out[2]};
 }
@@ -272,14 +275,14 @@ Seven double_backward_autograd(c10::DispatchKeySet keys, RESCALED_TANGENTS, RESC
   if (any_tangent(in, DoubleBackward::kInputs)) {
     out = DoubleBackward::plain({RESCALED_THE_SETTINGS, need}, in);
     for (size_t i = 0; i < out.size(); ++i)
-      if (!out[i].defined()) out[i] = at::empty({0}, query.options());
+      if (!out[i].defined()) out[i] = none(query);
   } else {
+    static const auto op = handle<DoubleBackwardSignature>("torch_rescaled::_attention_double_backward");
     out = record<DoubleBackward>({RESCALED_THE_SETTINGS, need}, in, [&] {
-      return to_list(handle<DoubleBackwardSignature>("torch_rescaled::_attention_double_backward")
-                         .redispatch(keys & c10::after_autograd_keyset, tangent_query, tangent_key, tangent_value,
-                                     tangent_bias, grad_output, grad_balance, grad_log_normalizer, query, key, value,
-                                     bias, mask, dropout_seed, output, balance, log_normalizer, dropout_p, is_causal,
-                                     scale, kind, need));
+      return to_list(op.redispatch(keys & c10::after_autograd_keyset, tangent_query, tangent_key, tangent_value,
+                                   tangent_bias, grad_output, grad_balance, grad_log_normalizer, query, key, value,
+                                   bias, mask, dropout_seed, output, balance, log_normalizer, dropout_p, is_causal,
+                                   scale, kind, need));
     });
   }
   return {out[0], out[1], out[2], out[3], out[4], out[5], out[6]};

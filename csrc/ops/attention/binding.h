@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -32,19 +33,14 @@ inline DType dtype_of(const Tensor& t) {
 // Sizes of the leading dimensions, and the order in which the kernels walk them: those that key or value have first.
 class Leading {
  public:
-  Leading(std::initializer_list<std::pair<const Tensor*, int64_t>> tensors, const Tensor& key, const Tensor& value) {
-    rank_ = key.dim() - 2;
-    full_.assign(rank_, 1);
-    for (const auto& [tensor, suffix] : tensors)
-      if (tensor->defined())
-        for (int64_t d = 0; d < rank_; ++d)
-          if (tensor->size(d) != 1) full_[d] = tensor->size(d);
+  explicit Leading(const Point& x) : rank_(x.query.dim() - 2) {
+    const auto sizes = leading_sizes(x);
+    for (const c10::SymInt& size : sizes) full_.push_back(size.expect_int());
+    const auto shared_by_keys = [&](int64_t d) { return x.key.size(d) == 1 && x.value.size(d) == 1; };
     for (const bool shared : {false, true})
       for (int64_t d = 0; d < rank_; ++d)
-        if (full_[d] != 1 && (key.size(d) == 1 && value.size(d) == 1) == shared) order_.push_back(d);
-    TORCH_CHECK_NOT_IMPLEMENTED(order_.size() <= kMaxBatchRank, "torch_attention: expected at most ", kMaxBatchRank,
-                                " leading dimensions larger than 1, got ", order_.size());
-    for (int64_t d = 0; d < rank_; ++d) keys_.push_back(key.size(d) == 1 && value.size(d) == 1 ? 1 : full_[d]);
+        if (full_[d] != 1 && shared_by_keys(d) == shared) order_.push_back(d);
+    for (int64_t d = 0; d < rank_; ++d) keys_.push_back(shared_by_keys(d) ? 1 : full_[d]);
   }
 
   void describe(AttentionParameters& p) const {
@@ -106,8 +102,6 @@ inline AttentionParameters parameters(const Point& x, const AttentionSettings& s
   if (settings.dropout_p > 0) p.dropout_seed = leading.input(x.dropout_seed, 0);
   return p;
 }
-
-inline Tensor none(const Tensor& like) { return at::empty({0}, like.options()); }
 
 // A gradient computed for every problem of the batch, reduced to the shape of the input it belongs to.
 class Gradient {

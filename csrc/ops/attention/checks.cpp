@@ -3,6 +3,8 @@
 
 #include <sstream>
 
+#include "../../kernels/attention/parameters.h"
+
 namespace rescaled::ops {
 namespace {
 
@@ -32,25 +34,43 @@ std::string text(const c10::SymInt& n) {
   return out.str();
 }
 
-void check_device_and_type(const char* op, const Tensor& query, const Tensor& t, const char* name) {
+void check_device(const char* op, const Tensor& query, const Tensor& t, const char* name) {
   RESCALED_CHECK(VALUE, t.device() == query.device(), op, name, " on query's device ", query.device(), ", got ",
                  t.device());
+}
+
+void check_device_and_type(const char* op, const Tensor& query, const Tensor& t, const char* name) {
+  check_device(op, query, t, name);
   RESCALED_CHECK(TYPE, t.scalar_type() == query.scalar_type(), op, name, " of query's dtype ", query.scalar_type(),
                  ", got ", t.scalar_type());
 }
 
+void check_has_kernels(const char* op, const char* name, const Tensor& t) {
+  RESCALED_CHECK(NOT_IMPLEMENTED, t.device().is_cpu() || t.device().is_meta(), op, "tensors on the CPU (or meta), got ",
+                 name, " on ", t.device(), "; kernels for this device do not exist yet");
+}
+
 void check_supported(const char* op, const Tensor& query) {
-  TORCH_CHECK_NOT_IMPLEMENTED(query.device().is_cpu() || query.device().is_meta(), "torch_rescaled::", op,
-                              ": expected tensors on the CPU (or meta), got query on ", query.device(),
-                              "; kernels for this device do not exist yet");
+  check_has_kernels(op, "query", query);
   RESCALED_CHECK(TYPE, floating(query.scalar_type()), op, "query of dtype float32, float64, bfloat16 or float16, got ",
                  query.scalar_type());
   RESCALED_CHECK(VALUE, query.layout() == at::kStrided, op, "dense (strided) tensors, got query with layout ",
                  query.layout());
 }
 
+void check_not_nested(const char* op, const char* name, const Tensor& t) {
+  RESCALED_CHECK(
+      NOT_IMPLEMENTED, !t.defined() || !t.is_nested(), op, name,
+      " to be a dense torch.Tensor, got a nested one; packed variable lengths do not exist yet, padding with "
+      "a boolean attn_mask does");
+}
+
 void check_dropout(const char* op, double p) {
   RESCALED_CHECK(VALUE, p >= 0 && p < 1, op, "dropout_p in [0, 1), got ", p);
+}
+
+void check_seed_type(const char* op, const Tensor& seed) {
+  RESCALED_CHECK(TYPE, seed.scalar_type() == at::kLong, op, "dropout_seed of dtype int64, got ", seed.scalar_type());
 }
 
 void check_bias_type(const char* op, const char* name, const Tensor& query, at::ScalarType type) {
@@ -87,23 +107,21 @@ std::string list(const std::vector<c10::SymInt>& sizes) {
   return out.str();
 }
 
-// Sizes the leading dimensions broadcast to, aligned at the right; `suffix` dimensions at the end are not leading.
-std::vector<c10::SymInt> broadcast(std::initializer_list<std::pair<const Tensor*, int64_t>> tensors) {
-  std::vector<c10::SymInt> full;
-  for (const auto& [t, suffix] : tensors) {
-    if (!t->defined()) continue;
-    const int64_t rank = t->dim() - suffix;
-    if (rank > static_cast<int64_t>(full.size())) full.insert(full.begin(), rank - full.size(), c10::SymInt(1));
-    for (int64_t i = 1; i <= rank; ++i)
-      if (t->sym_size(rank - i) != 1) full[full.size() - i] = t->sym_size(rank - i);
-  }
-  return full;
+// The kernels walk at most kMaxBatchRank leading dimensions. `grouped`: query heads become two dimensions.
+void check_batch_rank(const char* op, const std::vector<c10::SymInt>& full, bool grouped) {
+  if (full.size() + grouped <= kMaxBatchRank) return;  // no guard on sizes where ranks suffice
+  int64_t count = grouped;
+  for (const c10::SymInt& size : full) count += size > 1;
+  RESCALED_CHECK(NOT_IMPLEMENTED, count <= kMaxBatchRank, op, "at most ", kMaxBatchRank,
+                 " leading dimensions larger than 1", grouped ? " (grouped heads count as two)" : "", ", got ", count);
 }
 
 }  // namespace
 
 void check_public(const char* op, const PublicArguments& x) {
   const auto named = {std::pair<const char*, const Tensor&>{"query", x.query}, {"key", x.key}, {"value", x.value}};
+  for (const auto& [name, t] : named) check_not_nested(op, name, t);
+  check_not_nested(op, "attn_mask", x.attn_mask);
   check_supported(op, x.query);
   for (const auto& [name, t] : named) {
     RESCALED_CHECK(VALUE, t.layout() == at::kStrided, op, "dense (strided) tensors, got ", name, " with layout ",
@@ -115,7 +133,8 @@ void check_public(const char* op, const PublicArguments& x) {
   check_dropout(op, x.dropout_p);
   RESCALED_CHECK(VALUE, x.kind == "exp" || x.kind == "cosh" || x.kind == "sinh" || x.kind == "signed", op,
                  "kind 'exp', 'cosh', 'sinh' or 'signed', got '", x.kind, "'");
-  std::vector<c10::SymInt> full = broadcast({{&x.query, 2}, {&x.key, 2}, {&x.value, 2}});
+  std::vector<c10::SymInt> full = leading_sizes({x.query, x.key, x.value, {}, {}, {}});
+  bool regrouped = false;
   if (x.enable_gqa) {
     RESCALED_CHECK(VALUE, x.query.dim() >= 3 && x.key.dim() >= 3 && x.value.dim() >= 3, op,
                    "query, key and value of at least 3 dimensions [*, heads, length, size] with enable_gqa, got ",
@@ -126,6 +145,7 @@ void check_public(const char* op, const PublicArguments& x) {
     RESCALED_CHECK(VALUE, heads == kv_heads || (kv_heads != 0 && heads % kv_heads == 0), op,
                    "a number of query heads that is a multiple of key's ", kv_heads, " with enable_gqa, got ", heads);
     full.back() = heads;
+    regrouped = heads != kv_heads && kv_heads != 1;
   }
   for (const auto& [name, t] : named) {
     const bool grouped = x.enable_gqa && &t != &x.query;
@@ -133,10 +153,10 @@ void check_public(const char* op, const PublicArguments& x) {
     if (grouped) expected.back() = t.sym_size(-3);
     check_leading(op, name, t, 2, expected, list(expected));
   }
+  check_batch_rank(op, full, regrouped);
   if (!x.attn_mask.defined()) return;
   const Tensor& mask = x.attn_mask;
-  RESCALED_CHECK(VALUE, mask.device() == x.query.device(), op, "attn_mask on query's device ", x.query.device(),
-                 ", got ", mask.device());
+  check_device(op, x.query, mask, "attn_mask");
   if (mask.scalar_type() != at::kBool) check_bias_type(op, "attn_mask", x.query, mask.scalar_type());
   RESCALED_CHECK(VALUE, mask.layout() == at::kStrided, op, "a dense (strided) attn_mask, got layout ", mask.layout());
   RESCALED_CHECK(VALUE, mask.dim() >= 2, op, "attn_mask of at least 2 dimensions [*, N, M], got ", shape(mask));
@@ -190,6 +210,9 @@ void check_point(const char* op, const Point& x, const AttentionSettings& settin
   check_supported(op, x.query);
   for (const auto& [name, t] : {std::pair<const char*, const Tensor&>{"key", x.key}, {"value", x.value}})
     check_device_and_type(op, x.query, t, name);
+  for (const auto& [name, t] :
+       {std::pair<const char*, const Tensor&>{"bias", x.bias}, {"mask", x.mask}, {"dropout_seed", x.dropout_seed}})
+    if (t.defined()) check_device(op, x.query, t, name);
   RESCALED_CHECK(VALUE, x.query.dim() >= 2, op, "query of at least 2 dimensions [*, N, D], got ", shape(x.query));
   for (const auto& [name, t, suffix] : {std::tuple<const char*, const Tensor&, int64_t>{"key", x.key, 2},
                                         {"value", x.value, 2},
@@ -204,9 +227,7 @@ void check_point(const char* op, const Point& x, const AttentionSettings& settin
                  "kind 'exp', 'cosh' or 'sinh', got '", settings.kind, "'");
   RESCALED_CHECK(VALUE, settings.dropout_p == 0 || x.dropout_seed.defined(), op, "dropout_seed with dropout_p ",
                  settings.dropout_p, ", got none");
-  if (x.dropout_seed.defined())
-    RESCALED_CHECK(TYPE, x.dropout_seed.scalar_type() == at::kLong, op, "dropout_seed of dtype int64, got ",
-                   x.dropout_seed.scalar_type());
+  if (x.dropout_seed.defined()) check_seed_type(op, x.dropout_seed);
   if (x.mask.defined())
     RESCALED_CHECK(TYPE, x.mask.scalar_type() == at::kBool, op, "mask of dtype bool, got ", x.mask.scalar_type());
   if (x.bias.defined()) check_bias_type(op, "bias", x.query, x.bias.scalar_type());
@@ -218,8 +239,7 @@ void check_point(const char* op, const Point& x, const AttentionSettings& settin
                    op, name, " of shape [*, ", x.query.sym_size(-2), " or 1, ", x.key.sym_size(-2), " or 1], got ",
                    shape(t));
   }
-  const auto full =
-      broadcast({{&x.query, 2}, {&x.key, 2}, {&x.value, 2}, {&x.bias, 2}, {&x.mask, 2}, {&x.dropout_seed, 0}});
+  const auto full = leading_sizes(x);
   for (const auto& [name, t, suffix] : {std::tuple<const char*, const Tensor&, int64_t>{"query", x.query, 2},
                                         {"key", x.key, 2},
                                         {"value", x.value, 2},
@@ -227,6 +247,7 @@ void check_point(const char* op, const Point& x, const AttentionSettings& settin
                                         {"mask", x.mask, 2},
                                         {"dropout_seed", x.dropout_seed, 0}})
     if (t.defined()) check_leading(op, name, t, suffix, full, list(full));
+  check_batch_rank(op, full, /*grouped=*/false);
 }
 
 namespace {
@@ -240,18 +261,20 @@ void check_like(const char* op, const char* name, const Tensor& t, const Tensor&
 }
 
 void check_saved(const char* op, const Point& x, const Saved& saved) {
-  const c10::SymInt rows = x.query.sym_size(-2);
-  RESCALED_CHECK(VALUE,
-                 saved.output.dim() == x.query.dim() && saved.output.sym_size(-2) == rows &&
-                     saved.output.sym_size(-1) == x.value.sym_size(-1),
-                 op, "output of shape [*, ", rows, ", ", x.value.sym_size(-1), "], got ", shape(saved.output));
-  for (const auto& [name, t] :
-       {std::pair<const char*, const Tensor&>{"balance", saved.balance}, {"log_normalizer", saved.log_normalizer}}) {
-    RESCALED_CHECK(VALUE, t.dim() == x.query.dim() - 1 && t.sym_size(-1) == rows, op, name, " of shape [*, ", rows,
-                   "], got ", shape(t));
-    RESCALED_CHECK(TYPE, t.scalar_type() == accumulation_type(x.query), op, name, " of dtype ",
-                   accumulation_type(x.query), ", got ", t.scalar_type());
-  }
+  std::vector<c10::SymInt> row_sizes = leading_sizes(x);
+  row_sizes.push_back(x.query.sym_size(-2));
+  std::vector<c10::SymInt> output_sizes = row_sizes;
+  output_sizes.push_back(x.value.sym_size(-1));
+  const auto check = [&](const char* name, const Tensor& t, const std::vector<c10::SymInt>& sizes,
+                         at::ScalarType type) {
+    RESCALED_CHECK(VALUE, t.sym_sizes() == c10::SymIntArrayRef(sizes), op, name, " of shape ", list(sizes), ", got ",
+                   shape(t));
+    RESCALED_CHECK(TYPE, t.scalar_type() == type, op, name, " of dtype ", type, ", got ", t.scalar_type());
+    check_device(op, x.query, t, name);
+  };
+  check("output", saved.output, output_sizes, x.query.scalar_type());
+  check("balance", saved.balance, row_sizes, accumulation_type(x.query));
+  check("log_normalizer", saved.log_normalizer, row_sizes, accumulation_type(x.query));
 }
 
 void check_tangents(const char* op, const Point& x, const Tangents& t) {
@@ -287,6 +310,15 @@ void check_double_backward(const Point& x, const Tangents& t, const Cotangents& 
   check_saved("_attention_double_backward", x, saved);
   check_tangents("_attention_double_backward", x, t);
   check_cotangents("_attention_double_backward", saved, g);
+}
+
+void check_dropout_mask(const Tensor& dropout_seed, const c10::SymInt& queries, const c10::SymInt& keys,
+                        double dropout_p) {
+  const char* op = "_attention_dropout_mask";
+  check_has_kernels(op, "dropout_seed", dropout_seed);
+  check_seed_type(op, dropout_seed);
+  RESCALED_CHECK(VALUE, queries >= 0 && keys >= 0, op, "queries and keys of at least 0, got ", queries, " and ", keys);
+  check_dropout(op, dropout_p);
 }
 
 }  // namespace rescaled::ops

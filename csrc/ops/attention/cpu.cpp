@@ -5,6 +5,7 @@
 #include <c10/core/CPUAllocator.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <atomic>
 
 #include "../../kernels/random.h"
@@ -25,6 +26,7 @@ void execute(const Program& program, AttentionParameters& p) {
     at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
       at::DataPtr scratch;
       for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < step.tasks;) {
+        // + 1: an allocation of 0 bytes would be null, and look like none.
         if (!scratch) scratch = c10::GetCPUAllocator()->allocate(step.scratch_bytes + 1);
         step.run(p, task, task + 1, scratch.get());
       }
@@ -32,13 +34,11 @@ void execute(const Program& program, AttentionParameters& p) {
   }
 }
 
-#define LEADING_OF_POINT {&x.query, 2}, {&x.key, 2}, {&x.value, 2}, {&x.bias, 2}, {&x.mask, 2}, {&x.dropout_seed, 0}
-
 Three forward(RESCALED_POINT, RESCALED_SETTINGS) {
   const Point x = RESCALED_THE_POINT;
   const AttentionSettings settings = RESCALED_THE_SETTINGS;
   check_point("_attention_forward", x, settings);
-  const Leading leading({LEADING_OF_POINT}, key, value);
+  const Leading leading(x);
   const int64_t rows = query.size(-2);
   const auto statistics = query.options().dtype(accumulation_type(query));
   Tensor output = at::empty(leading.full({rows, value.size(-1)}), query.options());
@@ -76,7 +76,7 @@ Three jvp(RESCALED_TANGENTS, RESCALED_POINT, RESCALED_SAVED, RESCALED_SETTINGS) 
   const Tangents tangents = RESCALED_THE_TANGENTS;
   const AttentionSettings settings = RESCALED_THE_SETTINGS;
   check_jvp(x, tangents, saved, settings);
-  const Leading leading({LEADING_OF_POINT, {&output, 2}}, key, value);
+  const Leading leading(x);
   const Saved out = jvp_of(x, leading, tangents, saved, settings, query.scalar_type());
   return {out.output, out.balance, out.log_normalizer};
 }
@@ -87,7 +87,7 @@ Four backward(RESCALED_COTANGENTS, RESCALED_POINT, RESCALED_SAVED, RESCALED_SETT
   const Cotangents cotangents = RESCALED_THE_COTANGENTS;
   const AttentionSettings settings = RESCALED_THE_SETTINGS;
   check_backward(x, cotangents, saved, settings);
-  const Leading leading({LEADING_OF_POINT, {&output, 2}}, key, value);
+  const Leading leading(x);
   const Gradients gradients(x, leading, need);
   if (leading.empty()) {
     gradients.clear();
@@ -110,7 +110,7 @@ Seven double_backward(RESCALED_TANGENTS, RESCALED_COTANGENTS, RESCALED_POINT, RE
   const Cotangents cotangents = RESCALED_THE_COTANGENTS;
   const AttentionSettings settings = RESCALED_THE_SETTINGS;
   check_double_backward(x, tangents, cotangents, saved, settings);
-  const Leading leading({LEADING_OF_POINT, {&output, 2}}, key, value);
+  const Leading leading(x);
   const Saved first = jvp_of(x, leading, tangents, saved, settings, accumulation_type(query));
   const Gradients gradients(x, leading, {need[3], need[4], need[5], need[6]});
   if (leading.empty()) {
@@ -136,9 +136,7 @@ Seven double_backward(RESCALED_TANGENTS, RESCALED_COTANGENTS, RESCALED_POINT, RE
 
 // The mask alone, for the plain-tensor formulas and for tests: true = kept.
 Tensor dropout_mask(const Tensor& dropout_seed, int64_t queries, int64_t keys, double dropout_p) {
-  TORCH_CHECK_TYPE(dropout_seed.scalar_type() == at::kLong,
-                   "torch_rescaled::_attention_dropout_mask: expected dropout_seed of dtype int64, got ",
-                   dropout_seed.scalar_type());
+  check_dropout_mask(dropout_seed, queries, keys, dropout_p);
   std::vector<int64_t> sizes = dropout_seed.sizes().vec();
   sizes.push_back(queries), sizes.push_back(keys);
   Tensor mask = at::empty(sizes, dropout_seed.options().dtype(at::kBool));

@@ -29,6 +29,10 @@ Seven double_backward(RESCALED_TANGENTS, RESCALED_COTANGENTS, RESCALED_POINT, RE
                         RESCALED_THE_SETTINGS);
   unreachable();
 }
+Tensor dropout_mask(const Tensor& dropout_seed, int64_t queries, int64_t keys, double dropout_p) {
+  check_dropout_mask(dropout_seed, queries, keys, dropout_p);
+  unreachable();
+}
 
 }  // namespace
 }  // namespace rescaled::ops
@@ -38,4 +42,5 @@ TORCH_LIBRARY_IMPL(torch_rescaled, CUDA, m) {
   m.impl("_attention_backward", TORCH_FN(rescaled::ops::backward));
   m.impl("_attention_jvp", TORCH_FN(rescaled::ops::jvp));
   m.impl("_attention_double_backward", TORCH_FN(rescaled::ops::double_backward));
+  m.impl("_attention_dropout_mask", TORCH_FN(rescaled::ops::dropout_mask));
 }

@@ -9,24 +9,15 @@
 namespace rescaled::ops {
 namespace {
 
-std::vector<c10::SymInt> full_leading(const Point& x) {
-  std::vector<c10::SymInt> full(x.query.dim() - 2, c10::SymInt(1));
-  for (const Tensor& t : {x.query, x.key, x.value, x.bias, x.mask, x.dropout_seed})
-    if (t.defined())
-      for (size_t d = 0; d < full.size(); ++d)
-        if (t.sym_size(d) != 1) full[d] = t.sym_size(d);
-  return full;
-}
 Tensor empty_with(std::vector<c10::SymInt> leading, std::initializer_list<c10::SymInt> suffix,
                   const at::TensorOptions& options) {
   leading.insert(leading.end(), suffix);
   return at::empty_symint(leading, options);
 }
 Tensor empty_as(const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); }
-Tensor none(const Tensor& like) { return at::empty({0}, like.options()); }
 
 Three outputs(const Point& x) {
-  const auto full = full_leading(x);
+  const auto full = leading_sizes(x);
   const auto statistics = x.query.options().dtype(accumulation_type(x.query));
   return {empty_with(full, {x.query.sym_size(-2), x.value.sym_size(-1)}, x.query.options()),
           empty_with(full, {x.query.sym_size(-2)}, statistics), empty_with(full, {x.query.sym_size(-2)}, statistics)};
@@ -66,7 +57,8 @@ Seven double_backward(RESCALED_TANGENTS, RESCALED_COTANGENTS, RESCALED_POINT, RE
           grad_bias};
 }
 
-Tensor dropout_mask(const Tensor& dropout_seed, c10::SymInt queries, c10::SymInt keys, double) {
+Tensor dropout_mask(const Tensor& dropout_seed, c10::SymInt queries, c10::SymInt keys, double dropout_p) {
+  check_dropout_mask(dropout_seed, queries, keys, dropout_p);
   return empty_with(dropout_seed.sym_sizes().vec(), {queries, keys}, dropout_seed.options().dtype(at::kBool));
 }
 

@@ -2,7 +2,6 @@
 #include "plain.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/abs.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/full.h>
@@ -24,8 +23,8 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 void warn() {
   TORCH_WARN_ONCE(
       "torch_rescaled::attention: this derivative (forward over forward, or third order) takes the plain-tensor path, "
-      "whose memory is "
-      "O(N M); reverse over reverse, reverse over forward and forward over reverse are fused and take O(N D)");
+      "whose memory is O(N M); reverse over reverse, reverse over forward and forward over reverse are fused and take "
+      "O(N D)");
 }
 
 Tensor constant(const Tensor& like, double value) { return at::scalar_tensor(value, like.options()); }
@@ -42,9 +41,7 @@ struct Weights {
 };
 
 Tensor dropout_factors(const Point& x, const AttentionSettings& settings, at::ScalarType type) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("torch_rescaled::_attention_dropout_mask", "")
-                             .typed<Tensor(const Tensor&, c10::SymInt, c10::SymInt, double)>();
+  static const auto op = handle<DropoutMaskSignature>("torch_rescaled::_attention_dropout_mask");
   return op.call(x.dropout_seed, x.query.sym_size(-2), x.key.sym_size(-2), settings.dropout_p).to(type) /
          (1 - settings.dropout_p);
 }
@@ -98,9 +95,9 @@ Tensor reduced(const Tensor& gradient, const Tensor& input) {  // to an input's 
   return gradient.sum_to_size_symint(input.sym_sizes()).to(input.scalar_type());
 }
 
-struct TangentParts {
+struct TangentParts {  // value, bias may be undefined
   Tensor score, value, bias, log_normalizer, weight, output, balance;
-};  // value, bias may be undefined
+};
 
 TangentParts tangent_parts(const Tangents& t, const Weights& w) {
   TangentParts d;

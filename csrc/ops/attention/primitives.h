@@ -2,10 +2,13 @@
 // The primitives as C++ calls through the dispatcher, and their arguments in groups (schemas: ../library.cpp).
 #pragma once
 #include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
 
 #include <array>
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace rescaled::ops {
 
@@ -60,6 +63,17 @@ inline at::ScalarType accumulation_type(const Tensor& t) {
   return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
+// What an output that `need` does not ask for is.
+inline Tensor none(const Tensor& like) { return at::empty({0}, like.options()); }
+
+// The sizes that the leading dimensions of a point's tensors broadcast to, aligned at the right.
+std::vector<c10::SymInt> leading_sizes(const Point&);
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> handle(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
 Saved attention_forward(const Point&, const AttentionSettings&);
 std::array<Tensor, 4> attention_backward(const Cotangents&, const Point&, const Saved&, const AttentionSettings&,
                                          std::array<bool, 4> need);
@@ -103,5 +117,7 @@ using BackwardSignature = Four(RESCALED_COTANGENTS, RESCALED_POINT, RESCALED_SAV
 using JvpSignature = Three(RESCALED_TANGENTS, RESCALED_POINT, RESCALED_SAVED, RESCALED_SETTINGS);
 using DoubleBackwardSignature = Seven(RESCALED_TANGENTS, RESCALED_COTANGENTS, RESCALED_POINT, RESCALED_SAVED,
                                       RESCALED_SETTINGS, std::array<bool, 7> need);
+using DropoutMaskSignature = Tensor(const Tensor& dropout_seed, c10::SymInt queries, c10::SymInt keys,
+                                    double dropout_p);
 
 }  // namespace rescaled::ops

@@ -3,7 +3,6 @@
 #include "public.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/randint.h>
 #include <ATen/ops/where.h>
@@ -43,19 +42,10 @@ Tensor grouped(const Tensor& t, const c10::SymInt& kv_heads) {
   return heads == 1 ? t.unsqueeze(-3) : t.unflatten_symint(-3, {kv_heads, heads / kv_heads});
 }
 
-struct Core {
-  Saved saved;
-  bool ungroup;
-};
-
 // One seed for each matrix: [*leading].
 Tensor draw_seeds(const Point& x) {
-  std::vector<c10::SymInt> sizes(x.query.dim() - 2, c10::SymInt(1));
-  for (const Tensor& t : {x.query, x.key, x.value, x.bias, x.mask})
-    if (t.defined())
-      for (size_t d = 0; d < sizes.size(); ++d)
-        if (t.sym_size(d) != 1) sizes[d] = t.sym_size(d);
-  return at::randint_symint(std::numeric_limits<int64_t>::max(), sizes, x.query.options().dtype(at::kLong));
+  const auto options = x.query.options().dtype(at::kLong);
+  return at::randint_symint(std::numeric_limits<int64_t>::max(), leading_sizes(x), options);
 }
 
 }  // namespace
