@@ -116,8 +116,9 @@ sanitize: $(STAMPS)/environment ## The torch-free kernels under the address and 
 	@$(TOOLS) cmake --build build/sanitize -- --quiet
 	@$(TOOLS) ctest --test-dir build/sanitize --output-on-failure
 
-bench: build ## Measure attention beside PyTorch's own, and write the table of the README
+bench: build ## Measure attention and losses beside PyTorch's own, and write the tables
 	@$(PYTHON) benchmarks/attention.py
+	@$(PYTHON) benchmarks/loss.py
 	@$(PYTHON) benchmarks/report.py
 
 clean: ## Remove what was built; environments stay

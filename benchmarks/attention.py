@@ -104,7 +104,7 @@ def main(command_line: list[str] | None = None) -> None:
     for case, threads in itertools.product(grid(options), options.threads):
         timings.append(time_case(case, threads, options, result["peak_gflops"].get(str(threads))))
         print(line(timings[-1], max(map(len, UNITS))), flush=True)
-    memory = measure_all(memory_grid(options), max(options.threads))
+    memory = measure_all(memory_grid(options), max(options.threads), "contestants")
     for entry in memory:
         mebibytes = entry["peak_bytes"] / 2**20
         print(f"memory {entry['piece']} N {entry['length']}: {entry['contestant']} {mebibytes:.1f} MiB")

@@ -184,7 +184,7 @@ def require_agreement(case: Case, listed: list[Contestant]) -> None:
                     raise RuntimeError(f"{case}: {name} and {OURS} differ by {error:.1e} in result {number}")
 
 
-def with_math(case: Case) -> list[Contestant]:
+def memory_contestants(case: Case) -> list[Contestant]:
     """Contestants of the memory table: the math path beside flash as well."""
     data = Data.of(case)
 

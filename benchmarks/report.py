@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Writes the benchmark table of the README from the JSON results.
+"""Writes the tables of the README and the pages of docs/ from the JSON results.
 
-python benchmarks/report.py            # rewrites the part of README.md between the markers
-python benchmarks/report.py --check    # fails when README.md does not show these results
+python benchmarks/report.py            # rewrites the parts between the markers
+python benchmarks/report.py --check    # fails when they do not show these results
 """
 
 import argparse
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-BEGIN, END = "<!-- benchmarks:attention -->", "<!-- /benchmarks:attention -->"
 OURS = "torch_rescaled"
 # Softmax attention over [K; -K] is cosh or signed attention; sinh is signed attention divided by its balance.
 PEER_COMPUTES = {
@@ -71,10 +70,10 @@ def memory_table(memory: list[dict[str, Any]]) -> str:
     """A row for each piece and contestant; a column for each length."""
     lengths = sorted({entry["length"] for entry in memory})
     rows = [["peak MiB", "", *(f"N {length}" for length in lengths)]]
-    for piece, contestant in dict.fromkeys((entry["piece"], entry["contestant"]) for entry in memory):
-        row = [entry for entry in memory if (entry["piece"], entry["contestant"]) == (piece, contestant)]
+    for piece, contestant in dict.fromkeys((entry.get("piece", "loss and gradients"), entry["contestant"]) for entry in memory):
+        row = [entry for entry in memory if (entry.get("piece", piece), entry["contestant"]) == (piece, contestant)]
         by_length = {entry["length"]: entry["peak_bytes"] for entry in row}
-        rows.append([NAMES[piece], contestant, *(mebibytes(by_length[n]) if n in by_length else "" for n in lengths)])
+        rows.append([NAMES.get(piece, piece), contestant, *(mebibytes(by_length[n]) if n in by_length else "" for n in lengths)])
     return markdown_table(rows)
 
 
@@ -100,29 +99,61 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n\n".join(text)
 
 
-def replaced(readme: str, content: str) -> str:
-    """The README with `content` between the markers."""
-    head, begin, rest = readme.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"expected the markers {BEGIN} and {END} in the README")
-    return f"{head}{BEGIN}\n{content}\n{END}{tail}"
+def loss_markdown(result: dict[str, Any]) -> str:
+    """Times over ours, by threads, and peak memory."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for entry in result["timings"]:
+        key = tuple(entry[field] for field in ("form", "kind", "heads", "length", "head_size"))
+        groups.setdefault(key, []).append(entry)
+    peers = list(dict.fromkeys(name for entry in result["timings"] for name in entry["ratios"]))
+    rows = [["form", "kind", "B·H", "N", "D", *(f"{peer} / ours" for peer in peers)]]
+    for key, entries in groups.items():
+        ratios = [", ".join(f"{e['ratios'][peer]:.2f}x" for e in entries if peer in e["ratios"]) for peer in peers]
+        rows.append([*map(str, key), *ratios])
+    threads = " and ".join(str(n) for n in sorted({entry["threads"] for entry in result["timings"]}))
+    text = [
+        f"{result['machine']['cpu']}, {result['isa']}, torch {result['torch']}, commit {result['commit']}, {result['date']}."
+        f" Time of loss and gradients, float32, with {threads} threads:",
+        markdown_table(rows),
+    ]
+    if result["memory"]:
+        text += ["Peak memory above the inputs, normalized, exp, B·H 1:", memory_table(result["memory"])]
+    return "\n\n".join(text)
+
+
+def replaced(page: str, benchmark: str, content: str) -> str:
+    """The page with `content` between the benchmark's markers."""
+    begin, end = f"<!-- benchmarks:{benchmark} -->", f"<!-- /benchmarks:{benchmark} -->"
+    head, found, rest = page.partition(begin)
+    _, ended, tail = rest.partition(end)
+    if not found or not ended:
+        raise SystemExit(f"expected the markers {begin} and {end} in the page")
+    return f"{head}{begin}\n{content}\n{end}{tail}"
+
+
+RENDERERS = {"attention": markdown, "loss": loss_markdown}
+PAGES = {"attention_cpu.json": "README.md", "loss_cpu.json": "docs/losses.md"}
 
 
 def main(command_line: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=HERE / "results" / "attention_cpu.json")
-    parser.add_argument("--readme", type=Path, default=HERE.parent / "README.md")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if the README differs")
+    parser.add_argument("--results", type=Path, help="one file of results, with --page (default: all that are recorded)")
+    parser.add_argument("--page", type=Path)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a page differs")
     options = parser.parse_args(command_line)
-    readme = options.readme.read_text()
-    wanted = replaced(readme, markdown(json.loads(options.results.read_text())))
-    if options.check:
-        if readme != wanted:
-            print(f"{options.readme} does not show {options.results}: run python benchmarks/report.py", file=sys.stderr)
-        return int(readme != wanted)
-    options.readme.write_text(wanted)
-    return 0
+    if (options.results is None) != (options.page is None):
+        parser.error("--results and --page go together")
+    pairs = [(HERE / "results" / name, HERE.parent / page) for name, page in PAGES.items()]
+    differ = False
+    for results, page in [(options.results, options.page)] if options.results else pairs:
+        result, text = json.loads(results.read_text()), page.read_text()
+        wanted = replaced(text, result["benchmark"], RENDERERS[result["benchmark"]](result))
+        if options.check and text != wanted:
+            differ = True
+            print(f"{page} does not show {results}: run python benchmarks/report.py", file=sys.stderr)
+        if not options.check:
+            page.write_text(wanted)
+    return int(differ)
 
 
 if __name__ == "__main__":

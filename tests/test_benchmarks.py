@@ -85,7 +85,7 @@ def test_memory_is_measured_for_every_piece(results: Path) -> None:
 
 
 def test_report_round_trip(results: Path, readme: Path) -> None:
-    files = ["--results", results, "--readme", readme]
+    files = ["--results", results, "--page", readme]
     assert run("report.py", *files, "--check").returncode == 1
     assert readme.read_text().count("old") == 1  # --check writes nothing
 
@@ -105,12 +105,12 @@ def test_report_round_trip(results: Path, readme: Path) -> None:
 
 
 def test_check_notices_other_results(results: Path, readme: Path, tmp_path: Path) -> None:
-    assert run("report.py", "--results", results, "--readme", readme).returncode == 0
+    assert run("report.py", "--results", results, "--page", readme).returncode == 0
     result = json.loads(results.read_text())
     result["timings"][0]["ratios"] = dict.fromkeys(result["timings"][0]["ratios"], 99.5)
     other = tmp_path / "other.json"
     other.write_text(json.dumps(result))
-    done = run("report.py", "--results", other, "--readme", readme, "--check")
+    done = run("report.py", "--results", other, "--page", readme, "--check")
     assert done.returncode == 1
     assert "python benchmarks/report.py" in done.stderr
 
@@ -118,7 +118,7 @@ def test_check_notices_other_results(results: Path, readme: Path, tmp_path: Path
 def test_a_readme_without_markers_is_refused(results: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("no place for a table\n")
-    done = run("report.py", "--results", results, "--readme", readme)
+    done = run("report.py", "--results", results, "--page", readme)
     assert done.returncode == 1
     assert "expected the markers" in done.stderr
     assert readme.read_text() == "no place for a table\n"

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("csrc", "torch_rescaled", "tests", "examples", "benchmarks")
 SOURCE_SUFFIXES = {".py", ".cpp", ".h", ".cu", ".cuh"}
 README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def sources(*folders: str) -> list[Path]:
@@ -64,7 +64,7 @@ def heading_anchors(markdown: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", [README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_link_has_its_target(page: Path) -> None:
     text = re.sub(r"<!--.*?-->|```.*?```", "", page.read_text(), flags=re.DOTALL)
     links = re.findall(r"\]\(([^)\s]+)\)|<img[^>]*\bsrc=\"([^\"]+)\"", text)
@@ -79,17 +79,20 @@ def test_every_link_has_its_target(page: Path) -> None:
     assert missing == []
 
 
-def python_blocks() -> Iterator[str]:
-    yield from re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
-def test_the_code_of_the_readme_runs() -> None:
-    blocks = list(python_blocks())
-    assert blocks, "README.md shows no Python"
-    names: dict[str, object] = {"__name__": "readme"}
+@pytest.mark.parametrize("page", [p for p in PAGES if python_blocks(p)], ids=lambda p: p.name)
+def test_the_code_of_the_pages_runs(page: Path) -> None:
+    names: dict[str, object] = {"__name__": "page"}
     torch.manual_seed(0)
-    for block in blocks:
-        exec(compile(block, README.name, "exec"), names)
+    for block in python_blocks(page):
+        exec(compile(block, page.name, "exec"), names)
+
+
+def test_the_readme_shows_code() -> None:
+    assert python_blocks(README)
 
 
 def test_isa_objects_export_no_weak_symbols() -> None:

@@ -30,6 +30,12 @@ TORCH_LIBRARY(torch_rescaled, m) {
   m.def("attention" PUBLIC_ARGUMENTS " -> Tensor", tags);
   m.def("attention_with_normalizer" PUBLIC_ARGUMENTS " -> (Tensor output, Tensor balance, Tensor log_normalizer)",
         tags);
+  // target [*, H, N, Dv], log_row_scale [*, H, N] -> a number, or [*, H, N] with reduction "none"
+  m.def(
+      "attention_loss(Tensor query, Tensor key, Tensor value, Tensor target, *, Tensor? attn_mask=None, "
+      "bool is_causal=False, float? scale=None, bool enable_gqa=False, str kind=\"exp\", str form=\"rescaled\", "
+      "Tensor? log_row_scale=None, str reduction=\"sum\", bool log=False) -> Tensor",
+      tags);
 
   m.def("_attention_forward(" POINT ", " SETTINGS ") -> (" SAVED ")", tags);
   m.def("_attention_backward(" COTANGENTS ", " POINT ", " SAVED ", " SETTINGS

@@ -2,5 +2,6 @@
 """Layers."""
 
 from torch_rescaled.nn.attention import RescaledAttention
+from torch_rescaled.nn.loss import AttentionLoss
 
-__all__ = ["RescaledAttention"]
+__all__ = ["AttentionLoss", "RescaledAttention"]

@@ -166,6 +166,10 @@ struct Rows {
   int64_t ld;
 };
 template <class T>
+RESCALED_INLINE Rows<T> after(Rows<T> m, int64_t rows) {
+  return {m.data ? m.data + rows * m.ld : nullptr, m.ld};
+}
+template <class T>
 RESCALED_INLINE bool in_place(InputView m, int64_t rows, int64_t columns, int64_t whole_rows, int64_t whole_columns) {
   return m.dtype == kDType<T> && (m.column == 1 || columns == 1) && rows % whole_rows == 0 &&
          columns % whole_columns == 0;

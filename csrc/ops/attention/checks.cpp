@@ -149,6 +149,43 @@ void check_public(const char* op, const PublicArguments& x) {
   check_leading(op, "attn_mask", mask, 2, full, list(full));
 }
 
+void check_loss(const PublicArguments& x, const LossArguments& loss) {
+  const char* op = "attention_loss";
+  RESCALED_CHECK(VALUE, loss.form == "rescaled" || loss.form == "normalized", op,
+                 "form 'rescaled' or 'normalized', got '", loss.form, "'");
+  RESCALED_CHECK(VALUE, loss.reduction == "none" || loss.reduction == "sum" || loss.reduction == "mean", op,
+                 "reduction 'none', 'sum' or 'mean', got '", loss.reduction, "'");
+  for (const auto& [name, t] :
+       {std::pair<const char*, const Tensor&>{"target", loss.target}, {"log_row_scale", loss.log_row_scale}}) {
+    if (!t.defined()) continue;
+    RESCALED_CHECK(VALUE, t.device() == x.query.device(), op, name, " on query's device ", x.query.device(), ", got ",
+                   t.device());
+    const bool half = x.query.scalar_type() == at::kHalf || x.query.scalar_type() == at::kBFloat16;
+    RESCALED_CHECK(TYPE, t.scalar_type() == x.query.scalar_type() || (half && t.scalar_type() == at::kFloat), op, name,
+                   " of query's dtype ", x.query.scalar_type(), half ? " or float32" : "", ", got ", t.scalar_type());
+  }
+  RESCALED_CHECK(VALUE, loss.form == "rescaled" || !loss.log_row_scale.defined(), op,
+                 "log_row_scale only with form 'rescaled', got it with form '", loss.form, "'");
+  RESCALED_CHECK(
+      VALUE, x.query.scalar_type() != at::kHalf || loss.form != "rescaled" || loss.log || loss.log_row_scale.defined(),
+      op,
+      "log_row_scale (or log=True) with float16 and form 'rescaled', got none: the gradients are of the size "
+      "of the squared normalizer, 1e6 at 1024 zero scores, and float16 ends at 65504");
+}
+
+void check_loss_shapes(const LossArguments& loss, const Saved& out) {
+  const auto fits = [](const Tensor& t, const Tensor& to) {
+    for (int64_t d = 1; d <= t.dim(); ++d)
+      if (d > to.dim() || (t.sym_size(-d) != 1 && t.sym_size(-d) != to.sym_size(-d))) return false;
+    return true;
+  };
+  RESCALED_CHECK(VALUE, fits(loss.target, out.output), "attention_loss", "target that broadcasts to ",
+                 shape(out.output), ", got ", shape(loss.target));
+  if (loss.log_row_scale.defined())
+    RESCALED_CHECK(VALUE, fits(loss.log_row_scale, out.balance), "attention_loss", "log_row_scale that broadcasts to ",
+                   shape(out.balance), ", got ", shape(loss.log_row_scale));
+}
+
 void check_point(const char* op, const Point& x, const AttentionSettings& settings) {
   check_supported(op, x.query);
   for (const auto& [name, t] : {std::pair<const char*, const Tensor&>{"key", x.key}, {"value", x.value}})

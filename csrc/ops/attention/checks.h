@@ -17,6 +17,15 @@ struct PublicArguments {
 // What the user passed to `op` ("attention", "attention_with_normalizer").
 void check_public(const char* op, const PublicArguments&);
 
+// What `attention_loss` takes beside them. The shapes are those of what the core returned.
+struct LossArguments {
+  Tensor target, log_row_scale;  // log_row_scale may be undefined
+  std::string_view form, reduction;
+  bool log;
+};
+void check_loss(const PublicArguments&, const LossArguments&);
+void check_loss_shapes(const LossArguments&, const Saved&);
+
 // What reaches the kernels of a primitive: the contract of library.cpp.
 void check_point(const char* op, const Point&, const AttentionSettings&);
 void check_backward(const Point&, const Cotangents&, const Saved&, const AttentionSettings&);

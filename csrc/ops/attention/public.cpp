@@ -3,7 +3,6 @@
 #include "public.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/randint.h>
@@ -12,6 +11,7 @@
 
 #include <limits>
 
+#include "autocast.h"
 #include "checks.h"
 
 namespace rescaled::ops {
@@ -58,7 +58,9 @@ Tensor draw_seeds(const Point& x) {
   return at::randint_symint(std::numeric_limits<int64_t>::max(), sizes, x.query.options().dtype(at::kLong));
 }
 
-Saved core(const char* op, const PublicArguments& args) {
+}  // namespace
+
+Saved attention_core(const char* op, const PublicArguments& args) {
   check_public(op, args);
   const Inside inside;
   Point x{args.query, args.key, args.value, {}, {}, {}};
@@ -82,8 +84,10 @@ Saved core(const char* op, const PublicArguments& args) {
   return out;
 }
 
+namespace {
+
 Tensor attention(PUBLIC_PARAMETERS) {
-  const Saved out = core("attention", THE_PUBLIC_ARGUMENTS);
+  const Saved out = attention_core("attention", THE_PUBLIC_ARGUMENTS);
   if (kind != "sinh") return out.output;
   // u V / (u 1) = W / balance, with a pole where balance = 0; a row without keys is 0, and so are its derivatives.
   const Tensor keyless = out.log_normalizer == -std::numeric_limits<double>::infinity();
@@ -92,25 +96,10 @@ Tensor attention(PUBLIC_PARAMETERS) {
 }
 
 Three attention_with_normalizer(PUBLIC_PARAMETERS) {
-  const Saved out = core("attention_with_normalizer", THE_PUBLIC_ARGUMENTS);
+  const Saved out = attention_core("attention_with_normalizer", THE_PUBLIC_ARGUMENTS);
   return {out.output, out.balance, out.log_normalizer};
 }
 
-// Under autocast query, key and value run in its dtype; a mask keeps its own, balance and log_normalizer stay float32.
-template <class Signature, c10::DispatchKey kKey>
-struct Autocast;
-template <class Result, class... Rest, c10::DispatchKey kKey>
-struct Autocast<Result(const Tensor&, const Tensor&, const Tensor&, Rest...), kKey> {
-  using Signature = Result(const Tensor&, const Tensor&, const Tensor&, Rest...);
-  static Result call(const char* name, const Tensor& query, const Tensor& key, const Tensor& value, Rest... rest) {
-    const c10::impl::ExcludeDispatchKeyGuard exclude(kKey);
-    constexpr auto device = kKey == c10::DispatchKey::AutocastCPU ? at::kCPU : at::kCUDA;
-    const auto type = at::autocast::get_autocast_dtype(device);
-    const auto cast = [&](const Tensor& t) { return at::autocast::cached_cast(type, t, device); };
-    return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>().call(cast(query), cast(key),
-                                                                                            cast(value), rest...);
-  }
-};
 template <c10::DispatchKey kKey>
 Tensor attention_autocast(PUBLIC_PARAMETERS) {
   return Autocast<Tensor(PUBLIC_PARAMETERS), kKey>::call("torch_rescaled::attention", query, key, value, attn_mask,

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
+#include "checks.h"
 
 namespace rescaled::ops {
 
-// Is this thread inside `attention` or `attention_with_normalizer`? A graph traced by torch.compile is not.
+// (W, balance, log_normalizer) of a public operator, its arguments checked in its name.
+Saved attention_core(const char* op, const PublicArguments&);
+
+// Is this thread inside a public operator? A graph traced by torch.compile is not.
 bool inside_public_attention();
 
 }  // namespace rescaled::ops

@@ -2,8 +2,7 @@
 // What the four primitives share about a block of scores: its log weights (bias, masks, causality) and its dropout
 // factors. A block is `rows` x `lanes`; the lanes are queries (forward, JVP) or keys (backward, double backward).
 #pragma once
-#include "../../cpu/convert.h"
-#include "../../cpu/tile.h"
+#include "../../cpu/product.h"
 #include "../../phi.h"
 #include "../../random.h"
 

@@ -46,12 +46,12 @@ struct BiasScratch : GradientScratch<T> {
 };
 
 template <class T, bool kTwoSided, bool kSecond>
-static void bias_block(const AttentionParameters& p, const Problem& g, RowData<T> rows, Block block, bool by_query,
-                       bool by_key, BiasScratch<T>& s) {
-  TileInput<T> in = pack_query_block<T>(p, g, block.query, block.rows, s);
+static void bias_block(const AttentionParameters& p, const Problem& g, const GradientWorkspace<T>& space, int64_t b,
+                       Block block, bool by_query, bool by_key, BiasScratch<T>& s) {
+  TileInput<T> in = query_block<T>(p, g, space, b, block.query);
   set_panel<T>(p, g, block, 0, s, in);
-  const TileOutput<T> out{nullptr, nullptr, nullptr, s.score_gradient};
-  gradient_block<T, kTwoSided, kSecond>(p, 0, block.rows, in, {rows.base + block.query, rows.stride}, out);
+  const TileOutput<T> out{s.value_weights, s.score_gradient, s.tangent_score_gradient, s.tangent_e, true};
+  gradient_block<T, kTwoSided, kSecond>(p, 0, block.rows, in, space.row_data(b, block.query), out);
   for (int64_t r = 0; r < block.rows; ++r) {
     double* sum = s.sum + (by_query ? r : 0) * kPanel<T>;
     const T* from = s.score_gradient + r * kPanel<T>;
@@ -85,8 +85,7 @@ static void bias_task(const AttentionParameters& p, int64_t task, BiasScratch<T>
       for (int64_t q = first_query; q < last_query; q += kQueryBlock) {
         const int64_t rows = last_query - q < kQueryBlock ? last_query - q : kQueryBlock;
         if (p.causal && q + rows <= k) continue;
-        bias_block<T, kTwoSided, kSecond>(p, g, space.row_data(p, b), {q, k, rows, lanes}, grid.by_query, grid.by_key,
-                                          s);
+        bias_block<T, kTwoSided, kSecond>(p, g, space, b, {q, k, rows, lanes}, grid.by_query, grid.by_key, s);
       }
     }
   }

@@ -41,6 +41,7 @@ static void rows_run(const AttentionParameters& p, int64_t begin, int64_t end, v
   for (int64_t task = begin; task < end; ++task) {
     const int64_t b = task / row_blocks(p), first = task % row_blocks(p) * kRowBlock;
     const int64_t left = p.queries - first, count = left < kRowBlock ? left : kRowBlock;
+    pack_queries<T>(p, Problem(p, b), space, b, first, count);
     T* rows = space.rows + b * kRowArrays * padded_queries(p) + first;
     const auto row = [&](RowArray a) { return rows + a * padded_queries(p); };
     const InputView grad_output = matrix(p.grad_output, p, b), grad_balance = matrix(p.grad_balance, p, b),
@@ -83,13 +84,17 @@ static __attribute__((noinline)) void accumulate_keys(int64_t rows, int64_t dept
   }
 }
 
-// out[rows][ld] += s key (+ s1 tangent_key) over `keys` keys in panels, for columns [column, column + kVectors vectors)
+// out[rows][ld] (+)= s key (+ s1 tangent_key) over `keys` keys in panels, for columns [column, column + kVectors
+// vectors)
 template <class T, int kVectors>
-RESCALED_INLINE void accumulate_query_columns(int64_t rows, int64_t keys, int64_t column, const T* s, Rows<T> key,
-                                              const T* s1, Rows<T> tangent_key, T* out, int64_t ld) {
+RESCALED_INLINE void accumulate_query_columns(bool add, int64_t rows, int64_t keys, int64_t column, const T* s,
+                                              Rows<T> key, const T* s1, Rows<T> tangent_key, T* out, int64_t ld) {
   for (int64_t i = 0; i < rows; i += kTileRows) {
     Tile<T, kTileRows, kVectors> tile;
-    tile_load<T, kTileRows, kVectors>(tile, out + i * ld + column, ld);
+    if (add)
+      tile_load<T, kTileRows, kVectors>(tile, out + i * ld + column, ld);
+    else
+      tile_clear<T, kTileRows, kVectors>(tile);
     for (int64_t k = 0, panel = 0; k < keys; k += kPanel<T>, ++panel) {
       const int64_t count = keys - k < kPanel<T> ? keys - k : kPanel<T>, at = (panel * kQueryBlock + i) * kPanel<T>;
       multiply<T, kTileRows, kVectors, false>(count, s + at, kPanel<T>, key.data + k * key.ld + column, key.ld, tile);
@@ -101,20 +106,21 @@ RESCALED_INLINE void accumulate_query_columns(int64_t rows, int64_t keys, int64_
   }
 }
 template <class T>
-static __attribute__((noinline)) void accumulate_query(int64_t rows, int64_t keys, const T* s, Rows<T> key, const T* s1,
-                                                       Rows<T> tangent_key, T* out, int64_t ld) {
+static __attribute__((noinline)) void accumulate_query(bool add, int64_t rows, int64_t keys, const T* s, Rows<T> key,
+                                                       const T* s1, Rows<T> tangent_key, T* out, int64_t ld) {
   int64_t column = 0;
   for (; column + 2 * kLanes<T> <= ld; column += 2 * kLanes<T>)
-    accumulate_query_columns<T, 2>(rows, keys, column, s, key, s1, tangent_key, out, ld);
-  if (column < ld) accumulate_query_columns<T, 1>(rows, keys, column, s, key, s1, tangent_key, out, ld);
+    accumulate_query_columns<T, 2>(add, rows, keys, column, s, key, s1, tangent_key, out, ld);
+  if (column < ld) accumulate_query_columns<T, 1>(add, rows, keys, column, s, key, s1, tangent_key, out, ld);
 }
 
-// One query block against one key block.
+// One query block of problem `b` against one key block; `add`: dQ's copy has been written before.
 template <class T, bool kTwoSided, bool kSecond>
-static void gradient_pair(const AttentionParameters& p, const Problem& g, RowData<T> rows, Block block, Rows<T> key,
-                          Rows<T> tangent_key, GradientScratch<T>& s, T* grad_query) {
-  TileInput<T> in = pack_query_block<T>(p, g, block.query, block.rows, s);
-  const RowData<T> row_data{rows.base + block.query, rows.stride};
+static void gradient_pair(const AttentionParameters& p, const GradientWorkspace<T>& space, int64_t b, bool add,
+                          Block block, Rows<T> key, Rows<T> tangent_key, GradientScratch<T>& s, T* grad_query) {
+  const Problem g(p, b);
+  TileInput<T> in = query_block<T>(p, g, space, b, block.query);
+  const RowData<T> row_data = space.row_data(b, block.query);
   int64_t seen = block.lanes;  // keys of the block that some query of it attends
   for (int panel = 0; panel * kPanel<T> < block.lanes; ++panel) {
     const int64_t first_key = panel * kPanel<T>, left = block.lanes - first_key,
@@ -130,20 +136,21 @@ static void gradient_pair(const AttentionParameters& p, const Problem& g, RowDat
     if (skip)
       for (T* m : {s.score_gradient, s.tangent_score_gradient}) std::memset(m + at, 0, sizeof(T) * skip * kPanel<T>);
     set_panel<T>(p, g, {block.query, block.key + first_key, block.rows, count}, panel, s, in);
-    const TileOutput<T> out{s.value_weights + at, s.score_gradient + at, s.tangent_score_gradient + at, nullptr};
+    const TileOutput<T> out{s.value_weights + at, s.score_gradient + at, s.tangent_score_gradient + at, s.tangent_e,
+                            false};
     gradient_block<T, kTwoSided, kSecond>(p, skip, block.rows, in, row_data, out);
-    const auto after = [&](Rows<T> m) { return Rows<T>{m.data ? m.data + skip * m.ld : nullptr, m.ld}; };
     const int64_t from = skip * kPanel<T>, count_rows = block.rows - skip;
     const Rows<T> none{nullptr, 0};
     if (p.grad_value && in.grad_output.data)
-      accumulate_keys<T>(count_rows, p.value_size, after(in.grad_output), out.value_weights + from, none, nullptr,
+      accumulate_keys<T>(count_rows, p.value_size, after(in.grad_output, skip), out.value_weights + from, none, nullptr,
                          s.grad_value + panel * s.value_rows * kPanel<T>);
     if (p.grad_key)
-      accumulate_keys<T>(count_rows, p.head_size, after(in.query), out.score_gradient + from, after(in.tangent_query),
-                         out.tangent_score_gradient + from, s.grad_key + panel * s.head_rows * kPanel<T>);
+      accumulate_keys<T>(count_rows, p.head_size, after(in.query, skip), out.score_gradient + from,
+                         after(in.tangent_query, skip), out.tangent_score_gradient + from,
+                         s.grad_key + panel * s.head_rows * kPanel<T>);
   }
   if (p.grad_query)
-    accumulate_query<T>(block.rows, seen, s.score_gradient, key, s.tangent_score_gradient, tangent_key,
+    accumulate_query<T>(add, block.rows, seen, s.score_gradient, key, s.tangent_score_gradient, tangent_key,
                         grad_query + block.query * query_ld<T>(p), query_ld<T>(p));
 }
 
@@ -151,8 +158,6 @@ template <class T, bool kTwoSided, bool kSecond>
 static void gradient_task(const AttentionParameters& p, int64_t task, GradientScratch<T>& s) {
   const GradientWorkspace<T> space = workspace<T>(p);
   const int64_t chunks = key_chunks<T>(p), kv = task / chunks, chunk = task % chunks;
-  for (int64_t h = 0; p.grad_query && h < p.group; ++h)
-    std::memset(space.grad_query_of(p, kv * p.group + h, chunk), 0, sizeof(T) * padded_queries(p) * query_ld<T>(p));
   clear_elementwise(s);
   const OutputView grad_key = matrix(p.grad_key, p, kv * p.group), grad_value = matrix(p.grad_value, p, kv * p.group);
   for (int64_t index = chunk; index < key_blocks<T>(p);
@@ -172,10 +177,9 @@ static void gradient_task(const AttentionParameters& p, int64_t task, GradientSc
           rows_of<T>(from_row(shared.tangent_key, first), keys, p.head_size, 1, kLanes<T>, s.tangent_key_rows);
     for (int64_t h = 0; h < p.group; ++h) {
       const int64_t b = kv * p.group + h;
-      const Problem g(p, b);
-      for (int64_t q = p.causal ? first / kTileRows * kTileRows : 0; q < p.queries; q += kQueryBlock) {
+      for (int64_t q = first_row<T>(p, index); q < p.queries; q += kQueryBlock) {
         const int64_t rows = p.queries - q < kQueryBlock ? p.queries - q : kQueryBlock;
-        gradient_pair<T, kTwoSided, kSecond>(p, g, space.row_data(p, b), {q, first, rows, keys}, key, tangent_key, s,
+        gradient_pair<T, kTwoSided, kSecond>(p, space, b, index != chunk, {q, first, rows, keys}, key, tangent_key, s,
                                              p.grad_query ? space.grad_query_of(p, b, chunk) : nullptr);
       }
     }
@@ -214,10 +218,12 @@ static void sum_query_run(const AttentionParameters& p, int64_t begin, int64_t e
     const int64_t left = p.queries - first, count = left < kRowBlock ? left : kRowBlock;
     const OutputView out = row_of(matrix(p.grad_query, p, b), first);
     for (int64_t i = 0; i < count; ++i) {
-      T* sum = space.grad_query_of(p, b, 0) + (first + i) * ld;
-      for (int64_t chunk = 1; chunk < chunks; ++chunk) {
-        const T* copy = space.grad_query_of(p, b, chunk) + (first + i) * ld;
-        for (int64_t d = 0; d < ld; ++d) sum[d] += copy[d];
+      const auto copy = [&](int64_t chunk) { return space.grad_query_of(p, b, chunk) + (first + i) * ld; };
+      T* sum = copy(0);  // written from its first row on, as every copy, if there are keys
+      if (p.keys == 0) std::memset(sum, 0, sizeof(T) * ld);
+      for (int64_t chunk = 1; chunk < chunks && first_row<T>(p, chunk) <= first + i; ++chunk) {
+        const T* more = copy(chunk);
+        for (int64_t d = 0; d < ld; ++d) sum[d] += more[d];
       }
       with_type(out.dtype, out.data, [&](auto* to) {
         for (int64_t d = 0; d < p.head_size; ++d) assign(to[i * out.row + d * out.column], scale * sum[d]);

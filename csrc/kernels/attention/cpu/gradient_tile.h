@@ -30,84 +30,67 @@ struct TileInput {
   const T *key, *value, *tangent_key, *tangent_value;  // packed panels [depth][lanes], absent: nullptr
   const T *weights, *bias_tangents, *dropout;          // [rows][lanes], absent: nullptr
 };
+// Blocks [rows][kPanel]; the products are computed where their results go.
 template <class T>
 struct TileOutput {
-  T *value_weights, *score_gradient, *tangent_score_gradient;  // a or ad; dS or dS2; dS of the double backward
-  T* bias_gradient;                                            // if set, only this is written
+  T* value_weights;           // the scores, then a or ad
+  T* score_gradient;          // E, then dS or dS2; dbeta or dbeta2 where only that is wanted
+  T* tangent_score_gradient;  // the scores' tangents, then dS of the double backward
+  T* tangent_e;               // Ed
+  bool bias_only;
 };
 
-template <class T>
-RESCALED_INLINE void product(int64_t depth, Rows<T> a, int64_t row, const T* b, Tile<T, kTileRows, kTileVectors>& c) {
-  multiply<T, kTileRows, kTileVectors, false>(depth, a.data + row * a.ld, a.ld, b, kPanel<T>, c);
-}
-
-// Products of kTileRows rows, kept in the first-level cache until all are there.
-template <class T>
-struct TileProducts {
-  alignas(64) T score[kTileRows * kPanel<T>], tangent[kTileRows * kPanel<T>], e[kTileRows * kPanel<T>],
-      tangent_e[kTileRows * kPanel<T>];
-};
-
+// The products of rows [first, last), one after another.
 template <class T, bool kSecond>
-RESCALED_INLINE void tile_products(const AttentionParameters& p, const TileInput<T>& in, int64_t row,
-                                   TileProducts<T>& products) {
-  Tile<T, kTileRows, kTileVectors> c;
-  const auto clear = [&] { tile_clear<T, kTileRows, kTileVectors>(c); };
-  const auto keep = [&](T* to) { tile_store<T, kTileRows, kTileVectors>(c, to, kPanel<T>); };
-  clear();
-  product(p.head_size, in.query, row, in.key, c);
-  keep(products.score);
+RESCALED_INLINE void tile_products(const AttentionParameters& p, const TileInput<T>& in, int64_t first, int64_t last,
+                                   const TileOutput<T>& out) {
+  const Rows<T> none{nullptr, 0};
+  const auto product = [&](int64_t depth, Rows<T> a0, const T* b0, Rows<T> a1, const T* b1, T* to) {
+    product_sum<T, kTileVectors>(last - first, depth, after(a0, first), b0, after(a1, first), b1,
+                                 to + first * kPanel<T>);
+  };
+  product(p.head_size, in.query, in.key, none, nullptr, out.value_weights);
+  product(p.value_size, in.grad_output, in.value, none, nullptr, out.score_gradient);
   if constexpr (kSecond) {
-    clear();
-    if (in.tangent_query.data) product(p.head_size, in.tangent_query, row, in.key, c);
-    if (in.tangent_key) product(p.head_size, in.query, row, in.tangent_key, c);
-    keep(products.tangent);
-  }
-  clear();
-  if (in.grad_output.data) product(p.value_size, in.grad_output, row, in.value, c);
-  keep(products.e);
-  if constexpr (kSecond) {
-    clear();
-    if (in.grad_output.data && in.tangent_value) product(p.value_size, in.grad_output, row, in.tangent_value, c);
-    keep(products.tangent_e);
+    product(p.head_size, in.tangent_query, in.key, in.query, in.tangent_key, out.tangent_score_gradient);
+    product(p.value_size, in.grad_output, in.tangent_value, none, nullptr, out.tangent_e);
   }
 }
 
 template <class T, bool kTwoSided, bool kSecond>
-RESCALED_INLINE void tile_gradients(bool odd_kind, const TileInput<T>& in, RowData<T> rows, int64_t row,
-                                    const TileProducts<T>& products, const TileOutput<T>& out) {
-  for (int r = 0; r < kTileRows; ++r) {
-    const int64_t i = row + r;
+RESCALED_INLINE void tile_gradients(bool odd_kind, const TileInput<T>& in, RowData<T> rows, int64_t first, int64_t last,
+                                    const TileOutput<T>& out) {
+  for (int64_t i = first; i < last; ++i) {
     const Vec<T> shift = broadcast(rows[kShift][i]), grad_balance = broadcast(rows[kGradBalance][i]),
                  delta = broadcast(rows[kDelta][i]);
     RESCALED_UNROLL for (int j = 0; j < kTileVectors; ++j) {
-      const int64_t at = r * kPanel<T> + j * kLanes<T>, to = row * kPanel<T> + at;
-      const Vec<T> t = load(products.score + at);
+      const int64_t at = i * kPanel<T> + j * kLanes<T>;
+      const Vec<T> t = load(out.value_weights + at);
       Vec<T> even, odd;
       if constexpr (!kTwoSided) {
-        even = odd = exp2_vector<T>(in.weights ? (t + load(in.weights + to)) - shift : t - shift);
+        even = odd = exp2_vector<T>(in.weights ? (t + load(in.weights + at)) - shift : t - shift);
       } else {
-        const Weight<T> weight = in.weights ? split_weight<T>(load(in.weights + to) - shift)
+        const Weight<T> weight = in.weights ? split_weight<T>(load(in.weights + at) - shift)
                                             : Weight<T>{broadcast(rows[kExponent][i]), broadcast(rows[kFactor][i])};
         two_sided<T>(t, weight.exponent, even, odd);
         even *= weight.factor, odd *= weight.factor;
       }
       const Vec<T> a = kTwoSided && odd_kind ? odd : even, s = kTwoSided && odd_kind ? even : odd;  // s = du/ds / c
-      const Vec<T> drop = in.dropout ? load(in.dropout + to) : broadcast(T(1));
-      const Vec<T> e = load(products.e + at) * drop + grad_balance;
+      const Vec<T> drop = in.dropout ? load(in.dropout + at) : broadcast(T(1));
+      const Vec<T> e = load(out.score_gradient + at) * drop + grad_balance;
       const Vec<T> score_gradient = kTwoSided ? s * e - odd * delta : a * (e - delta);  // n = odd, p = even
       if constexpr (!kSecond) {
-        if (out.bias_gradient) {
-          store<T>(out.bias_gradient + to, kTwoSided ? a * e - even * delta : score_gradient);
+        if (out.bias_only) {
+          store<T>(out.score_gradient + at, kTwoSided ? a * e - even * delta : score_gradient);
         } else {
-          store<T>(out.value_weights + to, a * drop);
-          store<T>(out.score_gradient + to, score_gradient);
+          store<T>(out.value_weights + at, a * drop);
+          store<T>(out.score_gradient + at, score_gradient);
         }
       } else {
-        const Vec<T> sd = load(products.tangent + at) * T(kLn2), ed = load(products.tangent_e + at) * drop,
+        const Vec<T> sd = load(out.tangent_score_gradient + at) * T(kLn2), ed = load(out.tangent_e + at) * drop,
                      tangent_delta = broadcast(rows[kTangentDelta][i]);
         Vec<T> y = -broadcast(rows[kTangentNormalizer][i]);
-        if (in.bias_tangents) y += load(in.bias_tangents + to);
+        if (in.bias_tangents) y += load(in.bias_tangents + at);
         Vec<T> ad, second, bias;
         if constexpr (!kTwoSided) {
           ad = a * (sd + y);
@@ -118,12 +101,12 @@ RESCALED_INLINE void tile_gradients(bool odd_kind, const TileInput<T>& in, RowDa
           second = rd * e + s * ed - nd * delta - odd * tangent_delta;
           bias = ad * e + a * ed - pd * delta - even * tangent_delta;
         }
-        if (out.bias_gradient) {
-          store<T>(out.bias_gradient + to, bias);
+        if (out.bias_only) {
+          store<T>(out.score_gradient + at, bias);
         } else {
-          store<T>(out.value_weights + to, ad * drop);
-          store<T>(out.score_gradient + to, second);
-          store<T>(out.tangent_score_gradient + to, score_gradient);
+          store<T>(out.value_weights + at, ad * drop);
+          store<T>(out.score_gradient + at, second);
+          store<T>(out.tangent_score_gradient + at, score_gradient);
         }
       }
     }
@@ -135,11 +118,9 @@ template <class T, bool kTwoSided, bool kSecond>
 static __attribute__((noinline)) void gradient_block(const AttentionParameters& p, int64_t first, int64_t rows,
                                                      const TileInput<T>& in, RowData<T> row_data,
                                                      const TileOutput<T>& out) {
-  TileProducts<T> products;
-  for (int64_t i = first; i < rows; i += kTileRows) {
-    tile_products<T, kSecond>(p, in, i, products);
-    tile_gradients<T, kTwoSided, kSecond>(p.kind == Kind::sinh, in, row_data, i, products, out);
-  }
+  const int64_t last = round_up(rows, kTileRows);  // rows of padding are there, and have weight 0
+  tile_products<T, kSecond>(p, in, first, last, out);
+  tile_gradients<T, kTwoSided, kSecond>(p.kind == Kind::sinh, in, row_data, first, last, out);
 }
 
 }  // namespace

@@ -42,20 +42,6 @@ struct JvpBlock {
   Rows<T> key, value, tangent_key, tangent_value;  // absent: data = nullptr
 };
 
-// out[key][lane] = a0 b0 + a1 b1, either product absent where its `a` is.
-template <class T, int kVectors>
-static __attribute__((noinline)) void product_block(int64_t rows, int64_t depth, Rows<T> a0, const T* b0, Rows<T> a1,
-                                                    const T* b1, T* out) {
-  constexpr int64_t lanes = kVectors * kLanes<T>;
-  for (int64_t i = 0; i < rows; i += kTileRows) {
-    Tile<T, kTileRows, kVectors> c;
-    tile_clear<T, kTileRows, kVectors>(c);
-    if (a0.data) multiply<T, kTileRows, kVectors, false>(depth, a0.data + i * a0.ld, a0.ld, b0, lanes, c);
-    if (a1.data) multiply<T, kTileRows, kVectors, false>(depth, a1.data + i * a1.ld, a1.ld, b1, lanes, c);
-    tile_store<T, kTileRows, kVectors>(c, out + i * lanes, lanes);
-  }
-}
-
 // Scores to weights a, tangents of scores to those of u / c, in place; their sums.
 template <class T, bool kTwoSided, int kVectors>
 static __attribute__((noinline)) void jvp_weights(bool odd_kind, int64_t rows, const T* weights, const T* bias_tangents,
@@ -117,9 +103,9 @@ static void jvp_block(const AttentionParameters& p, const Problem& problem, Bloc
                       JvpPanel<T>& panel, JvpScratch<T>& s) {
   constexpr int64_t lanes = kVectors * kLanes<T>;
   const Rows<T> none{nullptr, 0};
-  product_block<T, kVectors>(block.rows, p.head_size, in.key, panel.query, none, nullptr, s.score_weights);
-  product_block<T, kVectors>(block.rows, p.head_size, p.tangent_query ? in.key : none, panel.tangent_query,
-                             in.tangent_key, panel.query, s.score_tangents);
+  product_block<T, kVectors>(block.rows, p.head_size, false, in.key, panel.query, s.score_weights);
+  product_sum<T, kVectors>(block.rows, p.head_size, p.tangent_query ? in.key : none, panel.tangent_query,
+                           in.tangent_key, panel.query, s.score_tangents);
   const bool has_weights = weighted(p, block.query, block.key + block.rows - 1);
   if (has_weights) fill_log_weights<T, Lanes::queries>(p, problem.bias, problem.mask, block, s.weights, lanes);
   if (p.tangent_bias) fill_elements<T, Lanes::queries>(problem.tangent_bias, block, T(1), s.bias_tangents, lanes);

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Products of blocks: rows in memory times a packed panel.
+#pragma once
+#include "convert.h"
+#include "tile.h"
+
+namespace rescaled::RESCALED_ISA {
+namespace {
+
+// Depth of a packed panel that stays in the first-level cache (24 KB of 32 or 48) while all rows of a block pass by:
+// without it a 48-lane panel of depth 128 and its sibling come from the second-level cache for every tile of rows.
+template <class T>
+inline constexpr int64_t kDepthBlock = 24 * 1024 / (kTileVectors * kVectorBytes);
+
+// out[row][lane] (+)= a b; the sum over depth keeps its order across blocks of depth, so it has the same bits.
+template <class T, int kVectors>
+static __attribute__((noinline)) void product_block(int64_t rows, int64_t depth, bool add, Rows<T> a, const T* b,
+                                                    T* out) {
+  constexpr int64_t lanes = kVectors * kLanes<T>;
+  int64_t first = 0;
+  do {
+    const int64_t left = depth - first, count = left < kDepthBlock<T> ? left : kDepthBlock<T>;
+    for (int64_t i = 0; i < rows; i += kTileRows) {
+      Tile<T, kTileRows, kVectors> c;
+      if (add || first > 0)
+        tile_load<T, kTileRows, kVectors>(c, out + i * lanes, lanes);
+      else
+        tile_clear<T, kTileRows, kVectors>(c);
+      multiply<T, kTileRows, kVectors, false>(count, a.data + i * a.ld + first, a.ld, b + first * lanes, lanes, c);
+      tile_store<T, kTileRows, kVectors>(c, out + i * lanes, lanes);
+    }
+    first += count;
+  } while (first < depth);
+}
+
+// out = a0 b0 + a1 b1, either product absent where a factor of it is. Both in one go where both panels stay.
+template <class T, int kVectors>
+static __attribute__((noinline)) void product_sum(int64_t rows, int64_t depth, Rows<T> a0, const T* b0, Rows<T> a1,
+                                                  const T* b1, T* out) {
+  constexpr int64_t lanes = kVectors * kLanes<T>;
+  const bool first = a0.data && b0, second = a1.data && b1;
+  if (first && second && 2 * depth <= kDepthBlock<T>) {
+    for (int64_t i = 0; i < rows; i += kTileRows) {
+      Tile<T, kTileRows, kVectors> c;
+      tile_clear<T, kTileRows, kVectors>(c);
+      multiply<T, kTileRows, kVectors, false>(depth, a0.data + i * a0.ld, a0.ld, b0, lanes, c);
+      multiply<T, kTileRows, kVectors, false>(depth, a1.data + i * a1.ld, a1.ld, b1, lanes, c);
+      tile_store<T, kTileRows, kVectors>(c, out + i * lanes, lanes);
+    }
+    return;
+  }
+  if (first) product_block<T, kVectors>(rows, depth, false, a0, b0, out);
+  if (second) product_block<T, kVectors>(rows, depth, first, a1, b1, out);
+  if (!first && !second) std::memset(out, 0, sizeof(T) * round_up(rows, kTileRows) * lanes);
+}
+
+}  // namespace
+}  // namespace rescaled::RESCALED_ISA
