@@ -8,13 +8,13 @@ OLDEST := 2.11.0
 PIP := -m pip install -qq --disable-pip-version-check --no-input
 # Stamps are kept for each environment; the library serves one torch, so building it drops the other environments' stamps.
 STAMPS := build/stamps/$(subst /,.,$(PYTHON))
-SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
+SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py torch_rescaled/__init__.py
 CPP := $(shell find csrc examples/cpp tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
 # cmake, ninja and ctest come with the environment.
 TOOLS = PATH="$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-all test-oldest headers-oldest lint types format sanitize bench clean FORCE
+.PHONY: help build wheel demo test test-all test-oldest headers-oldest lint types format sanitize bench clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -70,6 +70,11 @@ $(STAMPS)/library: $(STAMPS)/environment $(SOURCES) $(if $(wildcard torch_rescal
 
 build: $(STAMPS)/library ## Build the operator library into the package
 
+wheel: build ## Build a wheel for the torch of this environment into dist/
+	@$(PYTHON) $(PIP:install=wheel) --no-build-isolation --no-deps -w dist . > build/wheel.log 2>&1 || \
+	  { tail -40 build/wheel.log; echo "no wheel was built: the whole log is build/wheel.log"; exit 1; }
+	@ls -t dist/*.whl | head -1
+
 demo: build ## Train the example language model with its defaults
 	@$(PYTHON) examples/train_language_model.py
 
@@ -93,10 +98,10 @@ build/torch-$(OLDEST)/headers: $(STAMPS)/environment
 	  wheel.extractall(sys.argv[2], [name for name in wheel.namelist() if name.startswith("torch/include/")])' $(@D)/*.whl $(@D)
 	@rm $(@D)/*.whl && touch $@
 
-headers-oldest: build/torch-$(OLDEST)/headers ## Compile the operators against the oldest supported torch's headers
+headers-oldest: build/torch-$(OLDEST)/headers ## Compile operators and public headers against the oldest supported torch's headers
 	@$(TOOLS) cmake -S . -B build/headers-oldest -G Ninja -DCMAKE_BUILD_TYPE=None -DRESCALED_CUDA=OFF \
 	  -DTORCH_ROOT=$(CURDIR)/$(<D)/torch > /dev/null
-	@$(TOOLS) cmake --build build/headers-oldest --target torch_rescaled_objects -- --quiet
+	@$(TOOLS) cmake --build build/headers-oldest --target torch_rescaled_objects all_verify_interface_header_sets -- --quiet
 
 lint: $(STAMPS)/environment ## ruff and clang-format, as checks
 	@$(PYTHON) -m ruff check . || { echo "make format mends most of it"; exit 1; }
@@ -124,4 +129,4 @@ bench: build ## Measure attention and losses beside PyTorch's own, and write the
 	@$(PYTHON) benchmarks/report.py
 
 clean: ## Remove what was built; environments stay
-	@rm -rf build dist *.egg-info torch_rescaled/*.so
+	@rm -rf build dist *.egg-info torch_rescaled/*.so torch_rescaled/include torch_rescaled/share

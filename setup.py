@@ -2,6 +2,7 @@
 """Builds the operator library with CMake, against the torch of this environment."""
 
 import os
+import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -13,29 +14,37 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 TORCH_RELEASE = torch.__version__.partition("+")[0]
+BUILD = ROOT / "build" / f"cmake-torch-{TORCH_RELEASE}"  # kept: the next build, in place or of a wheel, compiles what changed
 
 
 class CMakeBuild(build_ext):
-    """The one extension is a plain shared library: CMake builds it, in a folder that is kept."""
+    """The one extension is a plain shared library: CMake builds and installs it, with headers and a CMake package."""
 
     def get_ext_filename(self, name):
         folder, _, stem = name.rpartition(".")
         return os.path.join(*folder.split("."), f"{stem}.so")
 
     def build_extension(self, ext):
-        build = ROOT / "build" / f"cmake-torch-{TORCH_RELEASE}"
-        library = Path(self.get_ext_fullpath(ext.name)).resolve()
-        environment = dict(os.environ, PATH=os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")]))
-        options = [f"-DTORCH_ROOT={torch.__path__[0]}", f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={library.parent}"]
-        for command in (
-            ["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *options, *os.environ.get("CMAKE_ARGS", "").split()],
-            ["cmake", "--build", build],
-        ):
-            subprocess.run(command, check=True, env=environment)
+        options = [f"-DTORCH_ROOT={torch.__path__[0]}", *os.environ.get("CMAKE_ARGS", "").split()]
+        self.cmake("-S", ROOT, "-B", BUILD, "-G", "Ninja", *options)
+        self.cmake("--build", BUILD)
+        self.cmake("--install", BUILD, "--prefix", self.build_lib)
+
+    def copy_extensions_to_source(self):
+        """In place: the library, and what CMake installs beside it."""
+        self.cmake("--install", BUILD, "--prefix", ROOT)
+
+    def cmake(self, *arguments):
+        path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+        subprocess.run(["cmake", *arguments], check=True, env=dict(os.environ, PATH=path))
 
 
 class Wheel(bdist_wheel):
     """The library has no Python in it: one wheel for every Python 3."""
+
+    def run(self):
+        shutil.rmtree(self.get_finalized_command("build").build_lib, ignore_errors=True)  # files of an earlier state
+        super().run()
 
     def get_tag(self):
         return "py3", "none", super().get_tag()[2]

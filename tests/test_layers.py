@@ -142,7 +142,7 @@ PLANTED = [
     ("csrc/solvers/loop.h", '#include "../kernels/cpu/isa.h"', "csrc/solvers must not include csrc/kernels"),
     ("csrc/include/torch_rescaled/attention.h", '#include "../../ops/node.h"', "csrc/include must not include csrc/ops"),
     ("tests/cpp/test_isa.cpp", "#include <torch/library.h>", "tests/cpp must not include torch"),
-    ("examples/cpp/smoke.cpp", '#include "../../csrc/ops/node.h"', "examples/cpp must not include csrc/ops"),
+    ("examples/cpp/train.cpp", '#include "../../csrc/ops/node.h"', "examples/cpp must not include csrc/ops"),
     ("torch_rescaled/functional.py", "import numpy as np", "imports torch alone (numpy)"),
     ("torch_rescaled/nn/__init__.py", "def f():\n    from triton import language", "kernels belong to csrc/kernels"),
     ("torch_rescaled/functional.py", "import ctypes", "kernels belong to csrc/kernels"),

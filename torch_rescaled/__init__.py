@@ -6,9 +6,18 @@ from torch_rescaled import _library as _library
 from torch_rescaled import _vmap as _vmap
 from torch_rescaled import functional as functional
 from torch_rescaled import nn as nn
-from torch_rescaled._library import build_info
+from torch_rescaled._library import build_info, cmake_prefix_path
 from torch_rescaled.functional import attention, attention_with_normalizer, backend
 from torch_rescaled.losses import attention_loss
 
 __version__ = "0.1.0"
-__all__ = ["attention", "attention_loss", "attention_with_normalizer", "backend", "build_info", "functional", "nn"]
+__all__ = [
+    "attention",
+    "attention_loss",
+    "attention_with_normalizer",
+    "backend",
+    "build_info",
+    "cmake_prefix_path",
+    "functional",
+    "nn",
+]

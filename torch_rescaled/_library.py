@@ -5,6 +5,9 @@ from pathlib import Path
 
 import torch
 
+#: For CMake: ``-DCMAKE_PREFIX_PATH=`` this, then ``find_package(TorchRescaled)``; as :data:`torch.utils.cmake_prefix_path`.
+cmake_prefix_path = str(Path(__file__).with_name("share") / "cmake")
+
 
 def _load() -> None:
     library = Path(__file__).with_name("libtorch_rescaled.so")

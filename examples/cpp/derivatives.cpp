@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// torch_rescaled from C++ alone: forward, backward, double backward and forward mode against dense formulas, then one
-// training step of a module that was scripted and saved in Python. Usage: smoke MODULE.pt
+// Attention from C++ alone, each of its derivatives and options against the dense formulas: forward, backward, double
+// backward and forward mode. Usage: derivatives
+#include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/forward_grad.h>
-#include <torch/script.h>
+#include <torch/types.h>
+#include <torch_rescaled/torch_rescaled.h>
 
 #include <algorithm>
 #include <cmath>
@@ -36,19 +38,11 @@ void check_close(const std::string& what, const Tensors& got, const Tensors& exp
   report(error <= 1e-12, what, detail);
 }
 
-struct Settings {
-  std::string kind;
-  bool is_causal;
-};
+using Settings = torch_rescaled::AttentionOptions;
 
 // query [B, H, N, D], key [B, H, M, D], value [B, H, M, Dv] -> [B, H, N, Dv]
 Tensor attention(const Tensors& point, const Settings& settings) {
-  using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&, double, bool,
-                           std::optional<double>, bool, c10::string_view);
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("torch_rescaled::attention", "").typed<Signature>();
-  return op.call(point[0], point[1], point[2], std::nullopt, 0.0, settings.is_causal, std::nullopt, false,
-                 settings.kind);
+  return torch_rescaled::attention(point[0], point[1], point[2], settings);
 }
 
 // The same with the N x M weights in memory.
@@ -105,43 +99,37 @@ void check_derivatives(const Settings& settings) {
   check_close("forward mode" + of, got.jvp, expected.jvp);
 }
 
-// The module maps [B, N, features] to the same shape; fit it to random targets by one step of gradient descent.
-void check_training(const std::string& path) {
-  torch::jit::Module module = torch::jit::load(path);
-  module.train();
-  const Tensor input = torch::randn({4, 20, 32}), target = torch::randn({4, 20, 32});
-  const auto loss_now = [&] { return at::mse_loss(module.forward({input}).toTensor(), target); };
-  const Tensor before = loss_now();
-  before.backward();
-  {
-    const torch::NoGradGuard guard;
-    for (Tensor parameter : module.parameters()) {
-      const bool reached = parameter.grad().defined() && parameter.grad().abs().sum().item<double>() > 0;
-      if (!reached) report(false, "gradient of every parameter", "one got none");
-      if (reached) parameter.sub_(parameter.grad(), 0.1);
-    }
-  }
-  const double first = before.item<double>(), second = loss_now().item<double>();
-  report(second < first, "training step of the scripted module",
-         "loss " + std::to_string(first) + " to " + std::to_string(second));
+void check_options() {
+  const auto random = [](at::IntArrayRef shape) { return torch::randn(shape, torch::kDouble); };
+  const Tensor query = random({2, 6, 37, 16}), key = random({2, 2, 53, 16}), value = random({2, 2, 53, 24});
+  const Tensor log_weight = random({37, 53});
+  const Settings settings{.attn_mask = log_weight, .scale = 0.3, .enable_gqa = true, .kind = "sinh"};
+  const auto [output, balance, log_normalizer] = torch_rescaled::attention_with_normalizer(query, key, value, settings);
+
+  const Tensor score = 0.3 * query.matmul(key.repeat_interleave(3, 1).transpose(-2, -1));
+  const Tensor weight = log_weight.exp() * score.sinh(), normalizer = (log_weight.exp() * score.cosh()).sum(-1, true);
+  const Tensor mixed = weight.matmul(value.repeat_interleave(3, 1));
+  check_close("normalizer of sinh, mask, scale, grouped queries", {output, balance, log_normalizer},
+              {mixed / normalizer, weight.sum(-1) / normalizer.squeeze(-1), normalizer.squeeze(-1).log()});
+  check_close("quotient of sinh by its balance", {torch_rescaled::attention(query, key, value, settings)},
+              {output / balance.unsqueeze(-1)});
+
+  const Tensor ones = torch::ones({4, 1000, 1}, torch::kDouble);
+  const Tensor kept = torch_rescaled::attention(random({4, 200, 8}), random({4, 1000, 8}), ones, {.dropout_p = 0.5});
+  report(std::abs(kept.mean().item<double>() - 1) < 0.01 && kept.std().item<double>() > 0.01,
+         "dropout keeps the mean, not each row", "mean " + std::to_string(kept.mean().item<double>()));
 }
 
 }  // namespace
 
-int main(int count, char** arguments) {
-  if (count != 2) {
-    std::fprintf(stderr, "usage: smoke MODULE.pt (a module saved by torch.jit.save)\n");
-    return 2;
-  }
+int main() {
   try {
-    torch::manual_seed(0);
+    at::manual_seed(0);
     for (const char* kind : {"exp", "cosh", "signed"})
-      for (const bool is_causal : {false, true}) check_derivatives({kind, is_causal});
-    check_training(arguments[1]);
+      for (const bool is_causal : {false, true}) check_derivatives({.is_causal = is_causal, .kind = kind});
+    check_options();
   } catch (const c10::Error& error) {
     report(false, "no exception", error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    report(false, "no exception", error.what());
   }
   return failures != 0;
 }

@@ -1,0 +1,12 @@
+# The release of the torch in a folder, as its headers say it; empty where there is none.
+function(torch_rescaled_torch_release root result)
+  set(header "${root}/include/torch/headeronly/version.h")
+  set(release "")
+  if(EXISTS "${header}")
+    file(READ "${header}" text)
+    if(text MATCHES "define TORCH_VERSION[ \\\r\n]+\"([^\"+]+)")
+      set(release "${CMAKE_MATCH_1}")
+    endif()
+  endif()
+  set(${result} "${release}" PARENT_SCOPE)
+endfunction()
