@@ -2,5 +2,7 @@
 """Layers."""
 
 from torch_rescaled.nn.attention import RescaledAttention
+from torch_rescaled.nn.multihead import MultiheadAttention
+from torch_rescaled.nn.replace import Replacements, replace_attention
 
-__all__ = ["RescaledAttention"]
+__all__ = ["MultiheadAttention", "Replacements", "RescaledAttention", "replace_attention"]
