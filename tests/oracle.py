@@ -12,7 +12,7 @@ from torch import Tensor
 
 def core(q, k, v, bias=None, mask=None, *, causal=False, scale=None, kind="exp", kept=None):
     """(W, balance, log_normalizer) of u = e^bias phi(scale q k^T); `kept`: dropout factors [*, N, M]. Batches broadcast."""
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scale = 1 / math.sqrt(max(q.shape[-1], 1)) if scale is None else scale
     s = (q @ k.mT) * scale
     allowed = torch.ones(s.shape[-2:], dtype=torch.bool)
     if causal:
@@ -46,22 +46,55 @@ def grouped(q, k, v, bias=None, mask=None, **settings):
     return core(q, k.repeat_interleave(group, -3), v.repeat_interleave(group, -3), bias, mask, **settings)
 
 
-def _as(x: Tensor, like: Tensor) -> Tensor:
-    return x.to(like.dtype)
+def _as(x: Tensor, like: Tensor, layout: str) -> Tensor:
+    return lay_out(x.to(like.dtype), layout)
 
 
-def derivatives(f, inputs, cotangents, tangents):
-    """Everything the family computes, for any f(*inputs) -> outputs: name -> list of tensors."""
-    x = [t.detach().clone().requires_grad_() for t in inputs]
+def lay_out(x: Tensor, layout: str) -> Tensor:
+    """The same numbers with other strides; "expanded" takes the first number for all."""
+    if layout == "expanded":
+        return x.flatten()[0].expand(x.shape) if x.numel() else x
+    if layout == "transposed" and x.dim() > 1:
+        return x.mT.contiguous().mT
+    if layout == "sliced":  # every second number along the last two dimensions, from an offset
+        last = tuple(2 * n + 1 for n in x.shape[-2:])
+        return x.new_full((*x.shape[:-2], *last), math.nan)[(..., *(slice(1, None, 2) for _ in last))].copy_(x)
+    return x
+
+
+def _gradients(outputs, inputs, weights, create_graph=False):
+    """torch.autograd.grad, 0 where nothing depends on an input."""
+    used = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
+    if not used:
+        return [torch.zeros_like(t) for t in inputs]
+    outputs, weights = zip(*used, strict=True)
+    return torch.autograd.grad(outputs, inputs, weights, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+
+
+def derivatives(f, inputs, cotangents, tangents, moving=None, layout="contiguous"):
+    """Everything the family computes, for any f(*inputs) -> outputs: name -> list of tensors.
+
+    Tangents are those of the inputs numbered in `moving` (default: all); cotangents and tangents lie in memory by `layout`.
+    """
+    moving = range(len(inputs)) if moving is None else moving
+    x = [t.detach().requires_grad_() for t in inputs]  # not a copy: it would lose the strides
     out = f(*x)
-    g = [_as(c, o).clone().requires_grad_() for c, o in zip(cotangents, out, strict=True)]
-    d = [_as(t, i) for t, i in zip(tangents, x, strict=True)]
-    first = torch.autograd.grad(out, x, g, create_graph=True)
-    second = torch.autograd.grad(first, [*g, *x], d, allow_unused=True, materialize_grads=True)
-    jvp = torch.func.jvp(f, tuple(t.detach() for t in x), tuple(d))[1]
-    over = torch.func.jvp(
-        lambda *y: torch.func.vjp(f, *y)[1](tuple(c.detach() for c in g)), tuple(t.detach() for t in x), tuple(d)
-    )[1]
+    g = [_as(c, o, layout).detach().requires_grad_() for c, o in zip(cotangents, out, strict=True)]
+    d = [_as(tangents[i], x[i], layout) for i in moving]
+    first = _gradients(out, x, g, create_graph=True)
+    second = _gradients([first[i] for i in moving], [*g, *x], d)
+    point, weights = [t.detach() for t in x], tuple(c.detach() for c in g)
+
+    def at(*y):
+        full = list(point)
+        for i, t in zip(moving, y, strict=True):
+            full[i] = t
+        return full
+
+    # torch makes no dual of a tensor that overlaps itself
+    primal = tuple(point[i].contiguous() if 0 in point[i].stride() else point[i] for i in moving)
+    jvp = torch.func.jvp(lambda *y: f(*at(*y)), primal, tuple(d))[1]
+    over = torch.func.jvp(lambda *y: torch.func.vjp(f, *at(*y))[1](weights), primal, tuple(d))[1]
     return {
         "forward": [o.detach() for o in out],
         "backward": [t.detach() for t in first],
