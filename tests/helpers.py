@@ -102,7 +102,8 @@ class Case:
 
 
 def random_like(tensors, layout="contiguous"):
-    return [oracle.lay_out(torch.randn(t.shape, dtype=torch.float64), layout) for t in tensors]
+    """Cotangents and tangents: in [-1, 1), so that 1 bounds their size."""
+    return [oracle.lay_out(2 * torch.rand(t.shape, dtype=torch.float64) - 1, layout) for t in tensors]
 
 
 def assert_as_accurate(ours, composite, truth, dtype, largest_score, units, statistics=None):
@@ -155,8 +156,9 @@ def units_of(case, exact, along, leaves, moving, rows):
     """What assert_as_accurate calls units: name -> (unit, "statistics" or "values") for each tensor. `rows`: of the whole batch.
 
     Outputs, cotangents, values and log weights have the unit 1. A score's gradient is <grad_output, value>, of size sqrt(Dv), less
-    its mean, and reaches query as scale |key|, key as scale |query|; the two cancel wholly where there is one key, and the composite
-    may do that without an error. What is differentiated along a tangent has that factor max |tangent of a score| too, 1 at least.
+    its mean, and reaches query as scale |key|, key as scale |query|; the two cancel wholly where there is one key, which the
+    composite may do without an error. What is differentiated along a tangent has that factor max |tangent of a score| too, 1 at
+    least.
     Gradients of a key, a value and a broadcast bias sum over the rows that share it roundings of random sign: the square root of
     their number, for keys and values times the weight of one of M.
     """

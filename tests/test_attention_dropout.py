@@ -4,7 +4,7 @@
 import oracle
 import pytest
 import torch
-from helpers import KINDS
+from helpers import DTYPES, HALF, KINDS, Case, assert_as_accurate, dtype_name, largest, random_like, scores_of, units_of
 
 OPS = torch.ops.torch_rescaled
 
@@ -77,6 +77,52 @@ def test_every_primitive_uses_the_mask(kind, dtype):
     for name, got in (("backward", backward[:3]), ("jvp", jvp), ("double backward", second[:6])):
         for a, b in zip(got, expected[name], strict=True):
             torch.testing.assert_close(a.double(), b, atol=2e-5 * b.abs().max().item() + 1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_with_bias_mask_and_groups(kind, dtype):
+    """As accurate as without dropout; query heads [2, 2, group of 2] share keys."""
+    p, n, m, d, dv = 0.4, 37, 70, 8, 5
+    bias = torch.randn(2, 2, 1, n, m).masked_fill(torch.rand(2, 2, 1, n, m) < 0.1, -torch.inf)
+    inputs = [torch.randn(2, 2, 2, n, d), torch.randn(2, 2, 1, m, d), torch.randn(2, 2, 1, m, dv), bias]
+    inputs = [t.to(dtype) for t in inputs]
+    mask = torch.rand(1, 2, 2, n, m) > 0.3
+    mask[..., 5, :] = False
+    seed = torch.randint(2**62, (2, 2, 2))
+    kept = OPS._attention_dropout_mask(seed, n, m, p).double() / (1 - p)
+    settings = (p, True, None, kind)
+
+    def dense(*x):
+        return oracle.core(*x, mask, causal=True, kind=kind, kept=kept.to(x[0].dtype))
+
+    exact = [t.double() for t in inputs]
+    shapes = dense(*exact)
+    statistics = torch.float64 if dtype == torch.float64 else torch.float32
+    types = (dtype, statistics, statistics)
+    g, t = [x.to(y) for x, y in zip(random_like(shapes), types, strict=True)], [x.to(dtype) for x in random_like(inputs)]
+    wide = [[x.double() for x in ts] for ts in (g, t)]
+    truth = oracle.derivatives(dense, exact, *wide)
+    del truth["forward over reverse"]
+
+    def in_dtype(compute):
+        rounded = inputs
+        if dtype == torch.float64:
+            rounded = [x * (1 + torch.finfo(dtype).eps * torch.randn_like(x)) for x in inputs]
+        return oracle.derivatives(lambda *x: dense(*(y.to(compute) for y in x)), rounded, *wide)
+
+    saved = OPS._attention_forward(*inputs, mask, seed, *settings)
+    full = (*inputs, mask, seed, *saved, *settings)
+    ours = {
+        "forward": saved,
+        "backward": OPS._attention_backward(*g, *full, [True] * 4),
+        "jvp": OPS._attention_jvp(*t, *full),
+        "double backward": OPS._attention_double_backward(*t, *g, *full, [True] * 7),
+    }
+    case = Case(m=m, d=d, dv=dv)
+    units = units_of(case, exact, wide[1], range(4), range(4), shapes[1].numel())
+    score = largest(scores_of(case, *exact[:2])) + largest(exact[3])
+    assert_as_accurate(ours, in_dtype(dtype), truth, dtype, score, units, in_dtype(torch.float32) if dtype in HALF else None)
 
 
 def test_shared_seed_is_a_shared_mask():

@@ -1,28 +1,64 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Hypothesis: shapes (0, 1, odd, prime), strides, scales, masks; against the oracle, and invariances."""
 
+import pytest
 import torch
-from helpers import KINDS, Case, check
-from hypothesis import given
+from helpers import DTYPES, KINDS, Case, check
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torch_rescaled import attention, attention_with_normalizer
 
 SIZES = st.sampled_from([0, 1, 2, 3, 7, 16, 17, 31, 48, 49, 65, 97])
-SMALL = st.sampled_from([1, 2, 3, 5, 8, 13, 17])
+HEADS = st.sampled_from([0, 1, 2, 3, 5, 8, 13, 17])
+BATCHES = {
+    "plain": {"batch": (2, 2)},
+    "grouped": {"batch": (2, 4), "kv_batch": (2, 2), "gqa": True},
+    "shared keys": {"batch": (2, 2), "kv_batch": (1, 2)},
+    "shared query": {"batch": (1, 1), "kv_batch": (2, 2)},
+    "keys of one, values of the other": {"batch": (2, 2), "kv_batch": (2, 1), "v_batch": (1, 2)},
+}
+SHAPES = {"bias": ("n", "m"), "row bias": (2, 1, "n", 1), "key bias": (1, 1, "m"), "mask": (2, 1, "n", "m")}
 
 
-@given(
-    n=SIZES, m=SIZES, d=SMALL, dv=SMALL, kind=st.sampled_from(KINDS), dtype=st.sampled_from([torch.float32, torch.float64]),
-    layout=st.sampled_from(["contiguous", "transposed", "sliced", "expanded"]), causal=st.booleans(),
-    masking=st.sampled_from(["none", "mask", "bias", "row bias", "key bias"]), scale=st.sampled_from([None, 1e-3, 0.5, 1.0]),
-    seed=st.integers(0, 1000),
-)  # fmt: skip
-def test_against_the_oracle(n, m, d, dv, kind, dtype, layout, causal, masking, scale, seed):
+@st.composite
+def cases(draw):
+    n, m = draw(SIZES), draw(SIZES)
+    masking = draw(st.sampled_from(["none", "none", *SHAPES]))
+    shape = tuple({"n": n, "m": m}.get(size, size) for size in SHAPES.get(masking, ()))
+    return Case(
+        n=n, m=m, d=draw(HEADS), dv=draw(HEADS), causal=draw(st.booleans()), layout=draw(LAYOUTS), gradient_layout=draw(LAYOUTS),
+        scale=draw(st.sampled_from([None, 1e-3, 0.03, 0.5, 1.0, 30.0, 1000.0])), mask=shape if masking == "mask" else None,
+        bias=shape if masking.endswith("bias") else None, holes=masking.endswith("bias") and draw(st.booleans()),
+        **BATCHES[draw(st.sampled_from(list(BATCHES)))],
+    )  # fmt: skip
+
+
+LAYOUTS = st.sampled_from(["contiguous", "transposed", "sliced", "expanded"])
+PROBLEM = {
+    "case": cases(),
+    "kind": st.sampled_from(KINDS),
+    "dtype": st.sampled_from(DTYPES),
+    "seed": st.integers(0, 1000),
+}
+
+
+def against_the_oracle(case, kind, dtype, seed):
     torch.manual_seed(seed)
-    mask = (2, 1, n, m) if masking == "mask" else None
-    bias = {"bias": (n, m), "row bias": (2, n, 1), "key bias": (1, 1, m)}.get(masking)
-    check(Case(n=n, m=m, d=d, dv=dv, batch=(2, 2), layout=layout, causal=causal, mask=mask, bias=bias, scale=scale), dtype, kind)
+    check(case, dtype, kind)
+
+
+@given(**PROBLEM)
+@settings(max_examples=80)
+def test_against_the_oracle(case, kind, dtype, seed):
+    against_the_oracle(case, kind, dtype, seed)
+
+
+@pytest.mark.slow
+@given(**PROBLEM)
+@settings(max_examples=2000)
+def test_against_the_oracle_at_length(case, kind, dtype, seed):
+    against_the_oracle(case, kind, dtype, seed)
 
 
 @given(size=st.floats(1e-3, 1e3), kind=st.sampled_from(KINDS), seed=st.integers(0, 1000))

@@ -13,6 +13,7 @@
 //   jvp(settings, in, tangents, out)    -> tangents of the kOutputs outputs; undefined = zero, in and out
 #pragma once
 #include <ATen/core/Tensor.h>
+#include <dlfcn.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -175,6 +176,25 @@ variable_list record(const typename Rule::Settings& settings, const variable_lis
   return outputs;
 }
 
+// Compiled autograd calls opaque rules with Python's global lock held, and the engine refuses to run under it. The
+// library does not link Python: in a Python process its functions are there to be found.
+class WithoutGlobalLock {
+ public:
+  WithoutGlobalLock() {
+    const auto held = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "PyGILState_Check"));
+    const auto save = reinterpret_cast<void* (*)()>(dlsym(RTLD_DEFAULT, "PyEval_SaveThread"));
+    if (held != nullptr && save != nullptr && held() != 0) state_ = save();
+  }
+  ~WithoutGlobalLock() {
+    if (state_ != nullptr) reinterpret_cast<void (*)(void*)>(dlsym(RTLD_DEFAULT, "PyEval_RestoreThread"))(state_);
+  }
+  WithoutGlobalLock(const WithoutGlobalLock&) = delete;
+  WithoutGlobalLock& operator=(const WithoutGlobalLock&) = delete;
+
+ private:
+  void* state_ = nullptr;
+};
+
 // Reverse rule by differentiating a plain-tensor formula, only when asked for.
 // `formula(inputs)` -> outputs; an undefined one has no gradient.
 template <class Formula>
@@ -196,6 +216,7 @@ variable_list differentiate(Formula&& formula, const variable_list& inputs, size
       y.push_back(outputs[i]), cotangents.push_back(grads[i]);
   variable_list result(count);
   if (y.empty()) return result;
+  const WithoutGlobalLock released;
   const variable_list found =
       torch::autograd::grad(y, leaves, cotangents, /*retain_graph=*/create_graph, create_graph, /*allow_unused=*/true);
   for (size_t i = 0; i < positions.size(); ++i) result[positions[i]] = found[i];

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The torch-free attention kernels against dense float64 formulas, on exact-size buffers: what the sanitizers watch.
+// The torch-free attention kernels on buffers of exactly their size: what the sanitizers watch. The forward is compared
+// with the dense float64 formula, the derivatives with each other: <G, F> along the tangents by JVP and by backward,
+// and the symmetry of its Hessian by the double backward. (The derivatives' values are checked from Python.)
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <string>
+#include <cstring>
 #include <vector>
 
 #include "../../csrc/kernels/attention/parameters.h"
@@ -13,35 +17,102 @@ using namespace rescaled;
 
 namespace {
 
+struct BFloat16 {
+  uint16_t bits = 0;
+};
+struct Float16 {
+  _Float16 value = 0;
+};
+double value_of(double x) { return x; }
+double value_of(BFloat16 x) {
+  const uint32_t bits = uint32_t{x.bits} << 16;
+  float y;
+  std::memcpy(&y, &bits, 4);
+  return y;
+}
+double value_of(Float16 x) { return static_cast<double>(x.value); }
+void assign(float& y, double x) { y = static_cast<float>(x); }
+void assign(double& y, double x) { y = x; }
+void assign(BFloat16& y, double x) {
+  const float f = static_cast<float>(x);
+  uint32_t bits;
+  std::memcpy(&bits, &f, 4);
+  y.bits = static_cast<uint16_t>(bits >> 16);
+}
+void assign(Float16& y, double x) { y.value = static_cast<_Float16>(x); }
+
+// Type in memory: its name, the type of the statistics, and the tolerances of values and statistics.
+template <class T>
+struct Traits;
+template <>
+struct Traits<float> {
+  using Statistics = float;
+  static constexpr DType dtype = DType::float32;
+  static constexpr double values = 2e-5, statistics = 2e-5;
+};
+template <>
+struct Traits<double> {
+  using Statistics = double;
+  static constexpr DType dtype = DType::float64;
+  static constexpr double values = 1e-11, statistics = 1e-11;
+};
+template <>
+struct Traits<BFloat16> {
+  using Statistics = float;
+  static constexpr DType dtype = DType::bfloat16;
+  static constexpr double values = 1e-2, statistics = 2e-5;
+};
+template <>
+struct Traits<Float16> {
+  using Statistics = float;
+  static constexpr DType dtype = DType::float16;
+  static constexpr double values = 2e-3, statistics = 2e-5;
+};
+
 struct Shape {
   int64_t heads, kv_heads, n, m, d, dv;
 };
+enum class Bias { none, full, rows, columns, heads };
 struct Features {
-  bool bias = false, mask = false, causal = false, dropout = false;
+  Bias bias = Bias::none;
+  bool mask = false, causal = false, dropout = false, strided = false;
 };
 
 double random_value() { return std::rand() / (RAND_MAX + 1.0) * 2 - 1; }
 
-// One buffer of float or double, [heads, rows, columns], of exactly its size.
+// [heads, rows, columns] whose last element is the last of its memory; strided: every second column, rows apart.
 template <class T>
 struct Buffer {
-  int64_t heads, rows, columns;
-  std::vector<T> data;
-  Buffer(int64_t h, int64_t r, int64_t c, bool random = true) : heads(h), rows(r), columns(c), data(h * r * c) {
-    if (random)
-      for (T& x : data) x = static_cast<T>(random_value());
+  int64_t heads, rows, columns, column, row, head;
+  std::vector<T> memory;
+  Buffer(int64_t h, int64_t r, int64_t c, bool strided, bool random = true)
+      : heads(h), rows(r), columns(c), column(strided ? 2 : 1), row(c * column + strided), head(r * row) {
+    memory.resize((h - 1) * head + (r - 1) * row + (c - 1) * column + 1);
+    for (int64_t i = 0; random && i < h * r * c; ++i) assign((*this)[i], random_value());
   }
-  double at(int64_t h, int64_t i, int64_t j) const { return data[((h % heads) * rows + i) * columns + j]; }
-  template <class Pointer>
-  Matrices<Pointer> matrices(bool per_group) {
-    Matrices<Pointer> m;
-    m.data = data.data();
-    m.dtype = sizeof(T) == 4 ? DType::float32 : DType::float64;
-    m.row = columns, m.column = 1;
-    m.batch[0] = per_group ? rows * columns : rows * columns * (heads > 1 ? 1 : 0);
-    return m;
+  int64_t size() const { return heads * rows * columns; }
+  int64_t offset(int64_t i) const {
+    return i / columns / rows * head + i / columns % rows * row + i % columns * column;
+  }
+  T& operator[](int64_t i) { return memory[offset(i)]; }
+  double operator[](int64_t i) const { return value_of(memory[offset(i)]); }
+  double at(int64_t h, int64_t i, int64_t j) const {  // broadcast where a size is 1
+    return (*this)[((heads > 1 ? h : 0) * rows + (rows > 1 ? i : 0)) * columns + (columns > 1 ? j : 0)];
   }
 };
+
+// As the kernels see it: heads in groups that share keys; stride 0 where broadcast.
+template <class Pointer, class T>
+Matrices<Pointer> matrices(Buffer<T>& b, int64_t kv_heads) {
+  Matrices<Pointer> m;
+  m.data = b.memory.data();
+  m.dtype = Traits<T>::dtype;
+  m.row = b.rows > 1 ? b.row : 0, m.column = b.columns > 1 ? b.column : 0;
+  const int64_t group = b.heads / kv_heads;
+  if (b.heads > 1) m.batch[0] = std::max<int64_t>(group, 1) * b.head;
+  if (group > 1) m.batch[1] = b.head;
+  return m;
+}
 
 void run(const Program& program, AttentionParameters& p) {
   std::vector<char> workspace(program.workspace_bytes + 64);
@@ -63,125 +134,163 @@ void compare(const char* what, double got, double expected, double scale, double
   }
 }
 
-// Forward, backward, JVP and double backward of one head group at a time; derivatives against central differences of
-// the dense formula (which checks them from a second source).
+// Sums of products, and of their sizes.
+struct Sum {
+  double value = 0, magnitude = 0;
+  template <class A, class B>
+  void add(const Buffer<A>& a, const Buffer<B>& b) {
+    for (int64_t i = 0; i < a.size(); ++i) value += a[i] * b[i], magnitude += std::fabs(a[i] * b[i]);
+  }
+};
+
+// Forward, JVP, backward and double backward of one problem.
+template <class T>
+struct Check {
+  using Statistics = typename Traits<T>::Statistics;
+  struct Vector {  // query, key, value, bias, or their tangents or gradients
+    Buffer<T> q, k, v, b;
+  };
+  struct Outputs {
+    Buffer<T> w;
+    Buffer<Statistics> rho, l;
+  };
+
+  Kind kind;
+  Shape s;
+  Features f;
+  int64_t group = s.heads / s.kv_heads, seed = 0x123456789abcdef;
+  const double scale = 0.37;
+  AttentionParameters p;
+  std::vector<char> mask;
+  Vector x = vector();
+  Outputs out = outputs(false), g = outputs(true);
+
+  Check(Kind kind, Shape s, Features f) : kind(kind), s(s), f(f), mask(s.n * s.m) {
+    for (char& m : mask) m = !f.mask || random_value() > -0.3;
+    if (f.mask && s.n > 2) std::fill_n(mask.begin() + 2 * s.m, s.m, 0);  // a row without keys
+    p.kind = kind, p.causal = f.causal, p.queries = s.n, p.keys = s.m, p.head_size = s.d, p.value_size = s.dv;
+    p.scale = scale;
+    p.rank = 2, p.sizes[0] = s.kv_heads, p.sizes[1] = group, p.kv_batches = s.kv_heads, p.group = group;
+    p.query = in(x.q), p.key = in(x.k), p.value = in(x.v);
+    if (f.bias != Bias::none) p.bias = in(x.b);
+    if (f.mask) p.mask.data = mask.data(), p.mask.dtype = DType::boolean, p.mask.row = s.m, p.mask.column = 1;
+    if (f.dropout) p.dropout_p = 0.3, p.dropout_seed.data = &seed, p.dropout_seed.dtype = DType::int64;
+  }
+
+  Vector vector(bool random = true) const {
+    const bool rows = f.bias == Bias::rows, columns = f.bias == Bias::columns, heads = f.bias == Bias::heads;
+    return {{s.heads, s.n, s.d, f.strided, random},
+            {s.kv_heads, s.m, s.d, f.strided, random},
+            {s.kv_heads, s.m, s.dv, f.strided, random},
+            {heads ? s.heads : 1, columns ? 1 : s.n, rows ? 1 : s.m, f.strided, random}};
+  }
+  Outputs outputs(bool random) const {
+    return {{s.heads, s.n, s.dv, f.strided, random},
+            {s.heads, s.n, 1, f.strided, random},
+            {s.heads, s.n, 1, f.strided, random}};
+  }
+  template <class Element>
+  Input in(Buffer<Element>& b) const {
+    return matrices<const void*>(b, s.kv_heads);
+  }
+  template <class Element>
+  Output to(Buffer<Element>& b) const {
+    return matrices<void*>(b, s.kv_heads);
+  }
+  Sum dot(const Vector& a, const Vector& b) const {
+    Sum sum;
+    sum.add(a.q, b.q), sum.add(a.k, b.k), sum.add(a.v, b.v);
+    if (f.bias != Bias::none) sum.add(a.b, b.b);
+    return sum;
+  }
+
+  void write_to(Outputs& o) { p.output = to(o.w), p.balance = to(o.rho), p.log_normalizer = to(o.l); }
+  void write_to(Vector& v) {
+    p.grad_query = to(v.q), p.grad_key = to(v.k), p.grad_value = to(v.v);
+    if (f.bias != Bias::none) p.grad_bias = to(v.b);
+  }
+  void move_along(Vector& v) {
+    p.tangent_query = in(v.q), p.tangent_key = in(v.k), p.tangent_value = in(v.v);
+    if (f.bias != Bias::none) p.tangent_bias = in(v.b);
+  }
+
+  void forward() {
+    write_to(out);
+    run(attention_cpu_kernels().forward(p), p);
+    for (int64_t h = 0; h < s.heads && !f.dropout; ++h)
+      for (int64_t i = 0; i < s.n; ++i) compare_row(h, i);
+    p.saved_output = in(out.w), p.saved_balance = in(out.rho), p.saved_log_normalizer = in(out.l);
+  }
+  void compare_row(int64_t h, int64_t i) const {
+    double c = 0, sum = 0;
+    std::vector<double> o(s.dv);
+    for (int64_t j = 0; j < s.m; ++j) {
+      if (!mask[i * s.m + j] || (f.causal && j > i)) continue;
+      double t = 0;
+      for (int64_t d = 0; d < s.d; ++d) t += x.q.at(h, i, d) * x.k.at(h / group, j, d);
+      t *= scale;
+      const double e = f.bias == Bias::none ? 1 : std::exp(x.b.at(h, i, j));
+      const double u = e * (kind == Kind::exp ? std::exp(t) : kind == Kind::cosh ? std::cosh(t) : std::sinh(t));
+      c += e * (kind == Kind::exp ? std::exp(t) : std::cosh(t)), sum += u;
+      for (int64_t d = 0; d < s.dv; ++d) o[d] += u * x.v.at(h / group, j, d);
+    }
+    if (c == 0 && !(std::isinf(out.l.at(h, i, 0)) && out.l.at(h, i, 0) < 0)) {
+      std::printf("FAILED log_normalizer of a row without keys: got %.9g\n", out.l.at(h, i, 0));
+      std::exit(1);
+    }
+    if (c > 0) compare("log_normalizer", out.l.at(h, i, 0), std::log(c), 1, Traits<T>::statistics);
+    compare("balance", out.rho.at(h, i, 0), c > 0 ? sum / c : 0, 1, Traits<T>::statistics);
+    for (int64_t d = 0; d < s.dv; ++d) compare("output", out.w.at(h, i, d), c > 0 ? o[d] / c : 0, 1, Traits<T>::values);
+  }
+
+  void derivatives() {
+    p.grad_output = in(g.w), p.grad_balance = in(g.rho), p.grad_log_normalizer = in(g.l);
+    Vector gradient = vector(false), along = vector(), other = vector();
+    write_to(gradient);
+    run(attention_cpu_kernels().backward(p), p);
+    const Sum backward = dot(gradient, along);
+
+    Outputs tangent = outputs(false);
+    const auto double_backward = [&](Vector& direction) {
+      move_along(direction);
+      write_to(tangent);
+      run(attention_cpu_kernels().jvp(p), p);
+      p.jvp_output = in(tangent.w), p.jvp_balance = in(tangent.rho), p.jvp_log_normalizer = in(tangent.l);
+      run(attention_cpu_kernels().double_backward(p), p);
+    };
+    double_backward(along);
+    Sum jvp;
+    jvp.add(g.w, tangent.w), jvp.add(g.rho, tangent.rho), jvp.add(g.l, tangent.l);
+    compare("JVP against backward", jvp.value, backward.value, backward.magnitude, Traits<T>::values);
+    const Sum left = dot(gradient, other);
+    double_backward(other);
+    const Sum right = dot(gradient, along);
+    compare("symmetry of the double backward", left.value, right.value, left.magnitude, Traits<T>::values);
+  }
+};
+
+int cases = 0;
 template <class T>
 void check(Kind kind, Shape s, Features f) {
-  Buffer<T> q(s.heads, s.n, s.d), k(s.kv_heads, s.m, s.d), v(s.kv_heads, s.m, s.dv), bias(1, s.n, s.m);
-  Buffer<T> tq(s.heads, s.n, s.d), tk(s.kv_heads, s.m, s.d), tv(s.kv_heads, s.m, s.dv), tb(1, s.n, s.m),
-      g(s.heads, s.n, s.dv), gl(s.heads, s.n, 1);
-  std::vector<char> mask(s.n * s.m);
-  for (char& x : mask) x = !f.mask || random_value() > -0.3;
-  if (f.mask && s.n > 2)
-    for (int64_t j = 0; j < s.m; ++j) mask[2 * s.m + j] = 0;  // a row without keys
-  const double scale = 0.37;
-  const int64_t group = s.heads / s.kv_heads;
-
-  AttentionParameters p;
-  p.kind = kind, p.causal = f.causal, p.queries = s.n, p.keys = s.m, p.head_size = s.d, p.value_size = s.dv,
-  p.scale = scale;
-  p.rank = 2, p.sizes[0] = s.kv_heads, p.sizes[1] = group, p.kv_batches = s.kv_heads, p.group = group;
-  const auto per_head = [&](auto& m, auto& b) {
-    m.batch[0] = group * b.rows * b.columns, m.batch[1] = b.rows * b.columns;
-  };
-  const auto input = [&](Buffer<T>& b, bool heads) {
-    Input m = b.template matrices<const void*>(true);
-    if (heads) per_head(m, b);
-    return m;
-  };
-  const auto output = [&](Buffer<T>& b, bool heads) {
-    Output m = b.template matrices<void*>(true);
-    if (heads) per_head(m, b);
-    return m;
-  };
-  p.query = input(q, true), p.key = input(k, false), p.value = input(v, false);
-  if (f.bias) p.bias = bias.template matrices<const void*>(false), p.bias.batch[0] = 0;
-  if (f.mask) p.mask.data = mask.data(), p.mask.dtype = DType::boolean, p.mask.row = s.m, p.mask.column = 1;
-  int64_t seed = 0x123456789abcdef;
-  if (f.dropout) p.dropout_p = 0.3, p.dropout_seed.data = &seed, p.dropout_seed.dtype = DType::int64;
-
-  Buffer<T> w(s.heads, s.n, s.dv, false), rho(s.heads, s.n, 1, false), l(s.heads, s.n, 1, false);
-  p.output = output(w, true), p.balance = output(rho, true), p.log_normalizer = output(l, true);
-  run(attention_cpu_kernels().forward(p), p);
-
-  const double tolerance = sizeof(T) == 4 ? 2e-5 : 1e-11;
-  const auto attends = [&](int64_t i, int64_t j) { return mask[i * s.m + j] && (!f.causal || j <= i); };
-  for (int64_t h = 0; h < s.heads && !f.dropout; ++h)
-    for (int64_t i = 0; i < s.n; ++i) {
-      double c = 0, sum = 0;
-      std::vector<double> o(s.dv);
-      for (int64_t j = 0; j < s.m; ++j) {
-        if (!attends(i, j)) continue;
-        double t = 0;
-        for (int64_t d = 0; d < s.d; ++d) t += q.at(h, i, d) * k.at(h / group, j, d);
-        t *= scale;
-        const double e = f.bias ? std::exp(bias.at(0, i, j)) : 1;
-        const double u = e * (kind == Kind::exp ? std::exp(t) : kind == Kind::cosh ? std::cosh(t) : std::sinh(t));
-        c += e * (kind == Kind::exp ? std::exp(t) : std::cosh(t)), sum += u;
-        for (int64_t d = 0; d < s.dv; ++d) o[d] += u * v.at(h / group, j, d);
-      }
-      compare("log_normalizer", c > 0 ? l.at(h, i, 0) : 0, c > 0 ? std::log(c) : 0, 1, tolerance);
-      compare("balance", rho.at(h, i, 0), c > 0 ? sum / c : 0, 1, tolerance);
-      for (int64_t d = 0; d < s.dv; ++d) compare("output", w.at(h, i, d), c > 0 ? o[d] / c : 0, 1, tolerance);
-    }
-
-  // <G, F> along the tangents, three ways: the backward's gradients, the JVP, and (second order) the symmetry of the
-  // double backward.
-  p.saved_output = input(w, true), p.saved_balance = input(rho, true), p.saved_log_normalizer = input(l, true);
-  p.grad_output = input(g, true), p.grad_log_normalizer = input(gl, true);
-  Buffer<T> dq(s.heads, s.n, s.d, false), dk(s.kv_heads, s.m, s.d, false), dv(s.kv_heads, s.m, s.dv, false),
-      db(1, s.n, s.m, false);
-  p.grad_query = output(dq, true), p.grad_key = output(dk, false), p.grad_value = output(dv, false);
-  if (f.bias) p.grad_bias = db.template matrices<void*>(false), p.grad_bias.batch[0] = 0;
-  run(attention_cpu_kernels().backward(p), p);
-  double along = 0, magnitude = 0;
-  const auto dot = [&](const Buffer<T>& a, const Buffer<T>& b) {
-    double sum = 0;
-    for (size_t i = 0; i < a.data.size(); ++i)
-      sum += double{a.data[i]} * b.data[i], magnitude += std::fabs(double{a.data[i]} * b.data[i]);
-    return sum;
-  };
-  along = dot(dq, tq) + dot(dk, tk) + dot(dv, tv) + (f.bias ? dot(db, tb) : 0);
-
-  const auto tangents = [&](Buffer<T>& a, Buffer<T>& b, Buffer<T>& c, Buffer<T>& e) {
-    p.tangent_query = input(a, true), p.tangent_key = input(b, false), p.tangent_value = input(c, false);
-    if (f.bias) p.tangent_bias = e.template matrices<const void*>(false), p.tangent_bias.batch[0] = 0;
-  };
-  Buffer<T> jw(s.heads, s.n, s.dv, false), jr(s.heads, s.n, 1, false), jl(s.heads, s.n, 1, false);
-  const auto jvp = [&] {
-    p.output = output(jw, true), p.balance = output(jr, true), p.log_normalizer = output(jl, true);
-    run(attention_cpu_kernels().jvp(p), p);
-    p.jvp_output = input(jw, true), p.jvp_balance = input(jr, true), p.jvp_log_normalizer = input(jl, true);
-  };
-  tangents(tq, tk, tv, tb);
-  jvp();
-  double forward = 0;
-  for (size_t i = 0; i < g.data.size(); ++i) forward += double{g.data[i]} * jw.data[i];
-  for (size_t i = 0; i < gl.data.size(); ++i) forward += double{gl.data[i]} * jl.data[i];
-  compare("JVP against backward", forward, along, magnitude, tolerance);
-
-  run(attention_cpu_kernels().double_backward(p), p);
-  Buffer<T> uq(s.heads, s.n, s.d), uk(s.kv_heads, s.m, s.d), uv(s.kv_heads, s.m, s.dv), ub(1, s.n, s.m);
-  magnitude = 0;
-  const double left = dot(dq, uq) + dot(dk, uk) + dot(dv, uv) + (f.bias ? dot(db, ub) : 0);
-  tangents(uq, uk, uv, ub);
-  jvp();
-  run(attention_cpu_kernels().double_backward(p), p);
-  const double right = dot(dq, tq) + dot(dk, tk) + dot(dv, tv) + (f.bias ? dot(db, tb) : 0);
-  compare("symmetry of the double backward", left, right, magnitude, tolerance);
+  Check<T> c(kind, s, f);
+  c.forward();
+  c.derivatives();
+  ++cases;
 }
 
 }  // namespace
 
 int main() {
-  int cases = 0;
   for (const Kind kind : {Kind::exp, Kind::cosh, Kind::sinh})
     for (const Shape s : {Shape{1, 1, 1, 1, 1, 1}, Shape{2, 1, 7, 5, 3, 2}, Shape{2, 2, 53, 129, 17, 9},
                           Shape{4, 2, 100, 65, 8, 16}, Shape{1, 1, 3, 300, 33, 1}})
-      for (const Features f : {Features{}, Features{true, false, false, false}, Features{false, true, true, false},
-                               Features{true, true, false, true}}) {
+      for (const Features f :
+           {Features{}, Features{.bias = Bias::full}, Features{.mask = true, .causal = true},
+            Features{.bias = Bias::full, .mask = true, .dropout = true}, Features{.bias = Bias::rows, .strided = true},
+            Features{.bias = Bias::columns, .causal = true, .strided = true},
+            Features{.bias = Bias::heads, .mask = true, .strided = true}}) {
         check<float>(kind, s, f), check<double>(kind, s, f);
-        cases += 2;
+        check<BFloat16>(kind, s, f), check<Float16>(kind, s, f);
       }
   std::printf("ok: %d cases, isa %s, worst error %.2f of the tolerance\n", cases, cpu_isa_name(), worst);
 }

@@ -118,6 +118,11 @@ TORCH_LIBRARY_IMPL(torch_rescaled, FuncTorchBatched, m) {
   m.impl("attention", TORCH_FN(attention));
   m.impl("attention_with_normalizer", TORCH_FN(attention_with_normalizer));
 }
+// Also with unbatched tensors, so that vmap's randomness decides about their dropout seeds.
+TORCH_LIBRARY_IMPL(torch_rescaled, FuncTorchVmapMode, m) {
+  m.impl("attention", TORCH_FN(attention));
+  m.impl("attention_with_normalizer", TORCH_FN(attention_with_normalizer));
+}
 TORCH_LIBRARY_IMPL(torch_rescaled, AutocastCPU, m) {
   m.impl("attention", TORCH_FN(attention_autocast<c10::DispatchKey::AutocastCPU>));
   m.impl("attention_with_normalizer", TORCH_FN(attention_with_normalizer_autocast<c10::DispatchKey::AutocastCPU>));

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What holds to the last bit: weights in all primitives, layouts."""
+
+import oracle
+import pytest
+import torch
+from helpers import KINDS, dtype_name
+
+OPS = torch.ops.torch_rescaled
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=dtype_name)
+@pytest.mark.parametrize("causal", [False, True])
+def test_weights_are_bit_identical_in_all_derivatives(kind, dtype, causal):
+    """With V, its tangent or the cotangent the identity, each primitive returns the weights a themselves."""
+    n, m, d = 37, 53, 20
+    q, k = 6 * torch.randn(n, d, dtype=dtype), torch.randn(m, d, dtype=dtype)
+    v, bias = torch.eye(m, dtype=dtype), torch.randn(n, m, dtype=dtype)
+    settings = (0.0, causal, None, kind)
+    point = (q, k, v, bias, None, None)
+    saved = OPS._attention_forward(*point, *settings)
+    by_jvp = OPS._attention_jvp(None, None, torch.eye(m, dtype=dtype), None, *point, *saved, *settings)[0]
+    cotangent = torch.eye(n, dtype=dtype)
+    values = (q, k, torch.zeros(m, n, dtype=dtype), bias, None, None)
+    saved_values = (torch.zeros(n, n, dtype=dtype), *saved[1:])
+    by_backward = OPS._attention_backward(cotangent, None, None, *values, *saved_values, *settings, [False, False, True, False])[
+        2
+    ].mT
+    assert torch.equal(by_jvp, by_backward)
+    # Along a tangent t of the bias, grad_value = (a (t - ld))^T with the ld that the JVP returns.
+    tangent = torch.randn(n, m, dtype=dtype)
+    tangent_normalizer = OPS._attention_jvp(None, None, None, tangent, *point, *saved, *settings)[2]
+    second = OPS._attention_double_backward(
+        None, None, None, tangent, cotangent, None, None, *values, *saved_values, *settings, [False] * 5 + [True, False]
+    )[5].mT
+    assert torch.equal(second, by_jvp * (tangent - tangent_normalizer.unsqueeze(-1)))
+    relative = (saved[0] - by_jvp).abs().max() / by_jvp.abs().max()  # the forward divides by its own normalizer
+    assert relative <= 300 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=dtype_name)
+@pytest.mark.parametrize(
+    ("n", "m", "d", "causal"),
+    [(5, 3, 1, False), (37, 53, 21, True), (65, 131, 67, False), (49, 70, 257, False), (130, 97, 300, True)],
+)
+def test_scores_are_bit_identical_in_all_primitives(kind, dtype, n, m, d, causal):
+    """One key is 0 and has log weight 0; the others weigh so little that the normalizer is 1: then a = e^b phi(s) everywhere."""
+    q, k = 3 * torch.randn(n, d, dtype=dtype), torch.randn(m, d, dtype=dtype)
+    k[0] = 0
+    wide = torch.float32 if dtype == torch.bfloat16 else dtype
+    low, high = (-90.0, -56.0) if dtype == torch.float64 else (-60.0, -36.0)
+    bias = low + (high - low) * torch.rand(n, m, dtype=wide)
+    bias[:, 0] = 0
+    settings = (0.0, causal, None, kind)
+    identity = torch.eye(m, dtype=dtype)
+    point = (q, k, identity, bias, None, None)
+    saved = OPS._attention_forward(*point, *settings)
+    assert (saved[2] == 0).all(), "the test's premise: c = 1"
+    attended = torch.ones(n, m, dtype=torch.bool).tril() if causal else torch.ones(n, m, dtype=torch.bool)
+    weights = saved[0]
+    assert torch.equal(weights[:, 1:] != 0, attended[:, 1:])
+
+    by_jvp = OPS._attention_jvp(None, None, identity, None, *point, *saved, *settings)[0]
+    assert torch.equal(by_jvp, weights)
+
+    cotangent = torch.eye(n, dtype=dtype)
+    values = (q, k, torch.zeros(m, n, dtype=dtype), bias, None, None)
+    saved_values = (torch.zeros(n, n, dtype=dtype), *saved[1:])
+    at = (*values, *saved_values, *settings)
+    by_backward = OPS._attention_backward(cotangent, None, None, *at, [False, False, True, False])[2].mT
+    assert torch.equal(by_backward, weights)
+
+    # Along 1 in every other log weight, grad_value = a (1 - ld)^T, and ld is below the last bit of 1.
+    tangent = torch.ones(n, m, dtype=wide)
+    tangent[:, 0] = 0
+    need = [False] * 5 + [True, False]
+    second = OPS._attention_double_backward(None, None, None, tangent, cotangent, None, None, *at, need)[5].mT
+    assert torch.equal(second[:, 1:], weights[:, 1:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=dtype_name)
+@pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded"])
+def test_layout_changes_no_bit(kind, dtype, layout):
+    """Inputs, cotangents, tangents and what the forward saved, in every layout, against contiguous ones."""
+    n, m, d, dv = 37, 70, 19, 9
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def new(*shape, dtype=dtype):
+        return oracle.lay_out(torch.randn(shape, dtype=torch.float64).to(dtype), layout)
+
+    def everything(q, k, v, bias, tq, tk, tv, tb, g, g_balance, g_normalizer, lay_out):
+        point, settings = (q, k, v, bias, None, None), (0.0, True, None, kind)
+        saved = tuple(lay_out(t) for t in OPS._attention_forward(*point, *settings))
+        at = (*point, *saved, *settings)
+        tangents, cotangents = (tq, tk, tv, tb), (g, g_balance, g_normalizer)
+        return [
+            *saved, *OPS._attention_jvp(*tangents, *at), *OPS._attention_backward(*cotangents, *at, [True] * 4),
+            *OPS._attention_double_backward(*tangents, *cotangents, *at, [True] * 7),
+        ]  # fmt: skip
+
+    x = [new(2, 2, n, d), new(2, 1, m, d), new(2, 1, m, dv), new(2, n, m).unsqueeze(0)]
+    tensors = [*x, *(new(*t.shape) for t in x), new(2, 2, n, dv), new(2, 2, n, dtype=wide), new(2, 2, n, dtype=wide)]
+    assert not any(t.is_contiguous() for t in tensors)
+    saved_layout = "contiguous" if layout == "expanded" else layout
+    ours = everything(*tensors, lambda t: oracle.lay_out(t, saved_layout))
+    for a, b in zip(ours, everything(*(t.contiguous() for t in tensors), lambda t: t), strict=True):
+        assert torch.equal(a, b)
