@@ -8,21 +8,54 @@ from pathlib import Path
 
 import pytest
 
+import torch_rescaled
+
 HERE = Path(__file__).parent
-SWEEP = "(plain or many or causal or bias or grouped or one) and (float32 or float64)"
+ORDER = ["baseline", "avx2", "avx512"]
+NATIVE = torch_rescaled.build_info()["cpu_isa"]  # the best this processor has: every other test runs on it
+SWEEP = (
+    "(plain or many or causal or bias or grouped or one) and (float32 or float64)"
+    " or (plain or panels or sliced or transposed or expanded or inf or grouped or other or head) and (bfloat16 or float16)"
+    " or (sliced or expanded or mask or head or 10000) and float32"
+)
+RUN = """
+import pytest, sys, torch_rescaled
+assert torch_rescaled.build_info()["cpu_isa"] == sys.argv[1]
+sys.exit(pytest.main(sys.argv[2:]))
+"""
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
-def test_oracle(isa):
-    best = subprocess.run(
-        [sys.executable, "-c", "import torch_rescaled; print(torch_rescaled.build_info()['cpu_isa'])"],
-        env=os.environ | {"RESCALED_CPU_ISA": isa}, capture_output=True, text=True, check=True, cwd=HERE.parent,
-    ).stdout.strip()  # fmt: skip
-    if best != isa:
-        pytest.skip(f"this processor has {best} at most")
+def run(isa, *arguments):
+    if ORDER.index(isa) > ORDER.index(NATIVE):
+        pytest.skip(f"this processor has {NATIVE} at most")
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "test_attention_oracle.py", "-m", "not slow", "-k", SWEEP],
+        [sys.executable, "-c", RUN, isa, "-q", "-x", *arguments],
         env=os.environ | {"RESCALED_CPU_ISA": isa}, capture_output=True, text=True, cwd=HERE,
     )  # fmt: skip
-    assert result.returncode == 0, result.stdout[-4000:]
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-1000:]
     assert " passed" in result.stdout
+
+
+@pytest.mark.parametrize("isa", ORDER)
+def test_oracle(isa):
+    if isa == NATIVE:
+        pytest.skip(f"this process runs on {isa}: the oracle's own file is this test")
+    run(isa, "test_attention_oracle.py", "-m", "not slow", "-k", f"test_derivatives and ({SWEEP})")
+
+
+@pytest.mark.parametrize("isa", ORDER)
+def test_identities(isa):
+    if isa == NATIVE:
+        pytest.skip(f"this process runs on {isa}: the identities' own file is this test")
+    run(isa, "-m", "not slow", *(f"test_attention_{name}.py" for name in ("identities", "exact", "masking")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ORDER)
+def test_everything(isa):
+    run(
+        isa,
+        "-m",
+        "not slow",
+        *(f"test_attention_{name}.py" for name in ("oracle", "identities", "exact", "masking", "properties", "dropout")),
+    )
