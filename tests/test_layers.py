@@ -94,12 +94,15 @@ def import_violations(root: Path) -> Iterator[str]:
         module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         for target in imports(source, module):
             top = target.partition(".")[0]
-            if top not in {"torch", "torch_rescaled"} and top not in sys.stdlib_module_names:
+            integrated = module == f"torch_rescaled.integrations.{top}"
+            if top not in {"torch", "torch_rescaled"} and top not in sys.stdlib_module_names and not integrated:
                 yield f"{name}: the package computes nothing itself and imports torch alone ({target})"
             if top == "ctypes" or "triton" in target or target.startswith("torch.utils.cpp_extension"):
                 yield f"{name}: kernels belong to csrc/kernels ({target})"
             if module != "torch_rescaled" and target.startswith("torch_rescaled.nn") and not module.startswith("torch_rescaled.nn"):
                 yield f"{name}: functions must not import layers ({target})"
+            if target.startswith("torch_rescaled.integrations") and not module.startswith("torch_rescaled.integrations"):
+                yield f"{name}: the package must not need what it integrates with ({target})"
             if module == "torch_rescaled._library" and top == "torch_rescaled":
                 yield f"{name}: the loader must not import the rest of the package ({target})"
     for source in sorted(root.glob("tests/oracle*.py")):
@@ -147,6 +150,9 @@ PLANTED = [
     ("torch_rescaled/nn/__init__.py", "def f():\n    from triton import language", "kernels belong to csrc/kernels"),
     ("torch_rescaled/functional.py", "import ctypes", "kernels belong to csrc/kernels"),
     ("torch_rescaled/functional.py", "from . import nn", "must not import layers"),
+    ("torch_rescaled/nn/replace.py", "import transformers", "imports torch alone (transformers)"),
+    ("torch_rescaled/integrations/transformers.py", "import numpy as np", "imports torch alone (numpy)"),
+    ("torch_rescaled/__init__.py", "from torch_rescaled import integrations", "must not need what it integrates with"),
     ("torch_rescaled/_library.py", "from torch_rescaled.functional import attention", "the loader must not import"),
     ("tests/oracle.py", "import torch_rescaled.functional", "the oracle is independent"),
     ("tests/oracle.py", "x = torch.ops.torch_rescaled.attention", "the oracle is independent"),
