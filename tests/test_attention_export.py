@@ -1,58 +1,133 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""torch.export, run_decompositions, AOTInductor, TorchScript: saved, loaded, equal."""
+"""torch.export, run_decompositions, AOTInductor, TorchScript: saved, loaded, equal, at other sizes too."""
 
 import io
 
 import pytest
 import torch
+from torch import Tensor
+from torch.export import Dim
 
 import torch_rescaled
+from torch_rescaled import attention_with_normalizer
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+# Warnings of torch's own code: torch.export.save pickles, and AOTInductor's lowerings call, what torch deprecates.
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning",
+    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",
+    "ignore:`torch._prims_common.check` is deprecated:FutureWarning",
+)
 
 
 class Model(torch.nn.Module):
-    def __init__(self, kind="signed"):
+    """The layer alone, causal, grouped."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
-        self.layer = torch_rescaled.nn.RescaledAttention(16, 4, kv_heads=2, kind=kind, is_causal=True)
+        self.layer = torch_rescaled.nn.RescaledAttention(16, 4, kv_heads=2, kind="signed", is_causal=True, dropout=dropout)
 
-    def forward(self, x):
-        return self.layer(x).tanh()
-
-
-@pytest.fixture
-def model_and_input():
-    return Model().eval(), torch.randn(2, 9, 16)
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.layer(x, attn_mask=mask).tanh()
 
 
-def test_export_with_dynamic_length(model_and_input):
-    model, x = model_and_input
-    exported = torch.export.export(model, (x,), dynamic_shapes=({1: torch.export.Dim("length", min=2, max=512)},))
-    longer = torch.randn(2, 30, 16)
-    torch.testing.assert_close(exported.module()(longer), model(longer))
-    decomposed = exported.run_decompositions()
-    torch.testing.assert_close(decomposed.module()(longer), model(longer))
-    assert any("torch_rescaled._attention_forward" in str(node.target) for node in decomposed.graph.nodes)
+class Normalized(Model):
+    """All three outputs."""
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        q, k, v = self.layer.project(x)
+        output, balance, log_normalizer = attention_with_normalizer(q, k, v, bias, is_causal=True, enable_gqa=True, kind="sinh")
+        return output * log_normalizer.tanh().unsqueeze(-1) + balance.unsqueeze(-1)
+
+
+def boolean(length):
+    return (torch.rand(length, length) > 0.3) | torch.eye(length, dtype=torch.bool)
+
+
+def floating(length):
+    return torch.randn(4, length, length)
+
+
+LENGTH, BATCH = Dim("length", min=2, max=512), Dim("batch", min=2, max=64)
+# model, mask of a length, its dynamic dimensions
+PROBLEMS = {"mask": (Model, boolean, {0: LENGTH, 1: LENGTH}), "bias, normalizer": (Normalized, floating, {1: LENGTH, 2: LENGTH})}
+
+
+def exported(name):
+    """The exported program at one size, its model, and inputs of another size."""
+    model, mask, dynamic = PROBLEMS[name]
+    model = model().eval()
+    program = torch.export.export(model, (torch.randn(3, 9, 16), mask(9)), dynamic_shapes=({0: BATCH, 1: LENGTH}, dynamic))
+    return program, model, (torch.randn(5, 30, 16), mask(30))
+
+
+def saved_and_loaded(save, load, what):
     buffer = io.BytesIO()
-    torch.export.save(exported, buffer)
+    save(what, buffer)
     buffer.seek(0)
-    torch.testing.assert_close(torch.export.load(buffer).module()(longer), model(longer))
+    return load(buffer)
 
 
-def test_aot_inductor_package(model_and_input, tmp_path):
-    model, x = model_and_input
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_export_with_dynamic_batch_and_length(name):
+    program, model, x = exported(name)
+    torch.testing.assert_close(program.module()(*x), model(*x))
+    decomposed = program.run_decompositions()
+    torch.testing.assert_close(decomposed.module()(*x), model(*x))
+    assert any("torch_rescaled._attention_forward" in str(node.target) for node in decomposed.graph.nodes)
+    loaded = saved_and_loaded(torch.export.save, torch.export.load, program)
+    torch.testing.assert_close(loaded.module()(*x), model(*x))
+
+
+def test_exported_training_draws_dropout():
+    x = (torch.randn(3, 9, 16), boolean(9))
+    model = Model(dropout=0.5)
+    program = torch.export.export(model, x).module()
+    torch.manual_seed(1)
+    dropped = program(*x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(dropped, model(*x))
+    assert not torch.equal(program(*x), dropped)
+
+
+@pytest.mark.parametrize("name", ["bias, normalizer", pytest.param("mask", marks=pytest.mark.slow)])
+def test_aot_inductor_package_with_dynamic_batch_and_length(name, tmp_path):
+    program, model, x = exported(name)
     with torch.no_grad():
-        path = torch._inductor.aoti_compile_and_package(torch.export.export(model, (x,)), package_path=str(tmp_path / "model.pt2"))
-        torch.testing.assert_close(torch._inductor.aoti_load_package(path)(x), model(x))
+        path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
+        loaded = torch._inductor.aoti_load_package(path)
+        torch.testing.assert_close(loaded(*x), model(*x))
 
 
-def test_script_and_trace(model_and_input):
-    model, x = model_and_input
-    for module in (torch.jit.script(model), torch.jit.trace(model, x)):
-        buffer = io.BytesIO()
-        torch.jit.save(module, buffer)
-        buffer.seek(0)
-        loaded = torch.jit.load(buffer)
-        y = x.clone().requires_grad_()
-        torch.testing.assert_close(loaded(y), model(y))
-        torch.testing.assert_close(torch.autograd.grad(loaded(y).sum(), y), torch.autograd.grad(model(y).sum(), y))
+@pytest.mark.parametrize("how", ["script", "trace"])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_script_and_trace(name, how):
+    model, mask, _ = PROBLEMS[name]
+    model = model().eval()
+    x, mask = torch.randn(2, 9, 16, requires_grad=True), mask(9)
+    module = torch.jit.script(model) if how == "script" else torch.jit.trace(model, (x.detach(), mask))
+    loaded = saved_and_loaded(torch.jit.save, torch.jit.load, module)
+
+    def derivatives(f):
+        out = f(x, mask)
+        (first,) = torch.autograd.grad(out.sin().sum(), x, create_graph=True)
+        return out, first, torch.autograd.grad(first.square().sum(), x)[0]
+
+    expected = derivatives(model)
+    for _ in range(3):  # the executor profiles, then specializes
+        torch.testing.assert_close(derivatives(loaded), expected)
+
+
+def test_scripted_training_draws_dropout_as_eager_mode_does():
+    model = Model(dropout=0.5)
+    loaded = saved_and_loaded(torch.jit.save, torch.jit.load, torch.jit.script(model))
+    x, mask = torch.randn(2, 9, 16, requires_grad=True), boolean(9)
+
+    def value_and_gradient(f):
+        torch.manual_seed(2)
+        out = f(x, mask)
+        return out, torch.autograd.grad(out.sin().sum(), x)[0]
+
+    for _ in range(3):
+        torch.testing.assert_close(value_and_gradient(loaded), value_and_gradient(model))
+    assert not torch.equal(loaded(x, mask), loaded(x, mask))
+    torch.testing.assert_close(loaded.eval()(x, mask), model.eval()(x, mask))

@@ -5,12 +5,13 @@ import pytest
 import torch
 from helpers import KINDS
 from torch.autograd import gradcheck, gradgradcheck
+from torch.func import jvp, vjp
 
 from torch_rescaled import attention, attention_with_normalizer
 
 
-def inputs(batch=(1, 2), kv_batch=(1, 1), bias=(1, 2, 3, 4)):
-    shapes = ((*batch, 3, 2), (*kv_batch, 4, 2), (*kv_batch, 4, 2), bias)
+def inputs(batch=(1, 2), kv_batch=(1, 1), n=3, m=4):
+    shapes = ((*batch, n, 2), (*kv_batch, m, 2), (*kv_batch, m, 2), (1, 2, n, m))
     return [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
 
 
@@ -37,7 +38,8 @@ def test_second_order(kind, fast):
     def f(q, k, v, b):
         return attention_with_normalizer(q, k, v, b, is_causal=True, kind=kind)
 
-    assert gradgradcheck(f, inputs(), fast_mode=fast, check_fwd_over_rev=True, check_rev_over_rev=True, check_batched_grad=fast)
+    x = inputs() if fast else inputs(n=2, m=3)  # every entry of every Jacobian takes time
+    assert gradgradcheck(f, x, fast_mode=fast, check_fwd_over_rev=True, check_rev_over_rev=True, check_batched_grad=fast)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "signed"])
@@ -54,24 +56,46 @@ def test_public_operator_with_dropout_and_groups(kind):
     x[0].data += 2  # away from the pole of sinh
     x[1].data += 2
     assert gradcheck(f, x, check_forward_ad=True)
-    assert gradgradcheck(f, x, check_fwd_over_rev=True)
+    assert gradgradcheck(f, x, fast_mode=True, check_fwd_over_rev=True)
+
+
+@pytest.fixture
+def every_warning():
+    """A warning that is given once a process is given each time."""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(before)
+
+
+QUADRATIC = r"torch_rescaled::attention: this derivative \(forward over forward, or third order\) .* memory is O\(N M\)"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_third_order_by_plain_formulas(kind):
+def test_third_order_by_plain_formulas_warns(kind, every_warning):
     x = [t.detach()[0].requires_grad_() for t in inputs()[:3]]
 
     def second(q, k, v):
         grads = torch.autograd.grad(attention(q, k, v, kind=kind).sin().sum(), (q, k, v), create_graph=True)
         return torch.autograd.grad(sum(g.square().sum() for g in grads), (q, k, v), create_graph=True)
 
-    with pytest.warns(UserWarning, match=r"plain-tensor path, whose memory is O\(N M\)") if kind == "exp" else nothing():
+    outputs = second(*x)  # up to second order without a warning, which would be an error
+    with pytest.warns(UserWarning, match=QUADRATIC):
+        torch.autograd.grad(outputs[0].sum(), x)
+    with pytest.warns(UserWarning, match=QUADRATIC):
         assert gradcheck(second, x)
 
 
-class nothing:
-    def __enter__(self):
-        return self
+@pytest.mark.parametrize("kind", KINDS)
+def test_forward_over_forward_by_plain_formulas_warns(kind, every_warning):
+    x = tuple(t.detach() for t in inputs())
 
-    def __exit__(self, *_):
-        return False
+    def directional(*x):
+        return jvp(lambda *y: attention(*y, kind=kind), x, x)[1]
+
+    expected = vjp(directional, *x)  # reverse over forward, without a warning
+    with pytest.warns(UserWarning, match=QUADRATIC):
+        second = jvp(directional, x, x)[1]
+    cotangent = torch.randn_like(second)
+    along = sum((g * t).sum() for g, t in zip(expected[1](cotangent), x, strict=True))
+    torch.testing.assert_close((cotangent * second).sum(), along)

@@ -72,14 +72,80 @@ def test_chunked_jacobian(problem):
     same(jacrev(grad(ours), chunk_size=3)(*x), jacrev(grad(dense))(*x))
 
 
+def dense_attention(q, k, v, mask, kind):
+    output, balance, _ = oracle.core(q, k, v, None, mask, kind="sinh" if kind == "signed" else kind)
+    return output / balance.unsqueeze(-1) if kind == "sinh" else output
+
+
+@pytest.fixture(params=[*KINDS, "signed"])
+def masked_problem(request):
+    """The public operator under a boolean mask; scores are positive, away from the pole of sinh."""
+    kind = request.param
+    x = [torch.rand(s, dtype=torch.float64) + 0.2 for s in ((2, 4, 3), (1, 5, 3), (1, 5, 2))]
+    masks = torch.rand(3, 2, 4, 5) > 0.4
+    masks[..., 0] = True
+    masks[1, :, 2] = False  # a row without keys
+    return (
+        lambda mask: lambda *y: attention(*y, mask, kind=kind).sin().sum(),
+        # The definition divides by the balance, 0 in a row without keys: those rows are cut out of the mask here.
+        lambda mask: lambda *y: (dense_attention(*y, mask | ~mask.any(-1, True), kind) * mask.any(-1, True)).sin().sum(),
+        x,
+        [torch.randn_like(t) for t in x],
+        masks,
+    )
+
+
+MASKED = {
+    "grad": lambda f, x, t: grad(f, (0, 1, 2))(*x),
+    "jvp": lambda f, x, t: jvp(f, tuple(x), tuple(t)),
+    "hessian": lambda f, x, t: hessian(f, (0, 1, 2))(*x),
+    "jvp(grad)": lambda f, x, t: jvp(grad(f, (0, 1, 2)), tuple(x), tuple(t)),
+    "grad(jvp)": lambda f, x, t: grad(lambda *y: jvp(f, y, tuple(t))[1], (0, 1, 2))(*x),
+    "jvp(jvp)": lambda f, x, t: jvp(lambda *y: jvp(f, y, tuple(t))[1], tuple(x), tuple(t)),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_public_kinds_under_a_mask(name, masked_problem):
+    ours, dense, x, t, masks = masked_problem
+    for mask in masks:
+        same(MASKED[name](ours(mask), x, t), MASKED[name](dense(mask), x, t))
+
+
+@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0)], ids=["query", "mask", "query, mask"])
+def test_vmap_with_a_mask(name, in_dims, masked_problem):
+    ours, dense, x, t, masks = masked_problem
+    query = x[0] if in_dims[0] is None else torch.stack([x[0], 0.5 * x[0], x[0].flip(0)])
+    mask = masks[1] if in_dims[1] is None else masks
+
+    def mapped(f):
+        return vmap(lambda q, m: MASKED[name](f(m), [q, *x[1:]], t), in_dims=in_dims)(query, mask)
+
+    same(mapped(ours), mapped(dense))
+
+
+RANDOM = {
+    "batched": lambda x, q: attention(q, q, q, dropout_p=0.5),
+    "unbatched": lambda x, q: attention(x, x, x, dropout_p=0.5) + q,
+    "normalizer, unbatched": lambda x, q: attention_with_normalizer(x, x, x, dropout_p=0.5)[0] + q,
+}
+
+
 @pytest.mark.parametrize("randomness", ["same", "different"])
-def test_vmap_with_dropout(randomness):
+@pytest.mark.parametrize("name", RANDOM)
+def test_vmap_with_dropout(name, randomness):
     q = torch.randn(2, 16, 8).expand(4, 2, 16, 8)
-    out = vmap(lambda q: attention(q, q, q, dropout_p=0.5), randomness=randomness)(q)
+    out = vmap(lambda q_: RANDOM[name](q[0], q_), randomness=randomness)(q)
     equal = [torch.equal(out[0], out[i]) for i in range(1, 4)]
     assert all(equal) if randomness == "same" else not any(equal)
-    with pytest.raises(RuntimeError, match="randomness"):
-        vmap(lambda q: attention(q, q, q, dropout_p=0.5))(q)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_vmap_without_a_choice_of_randomness_is_refused(name):
+    q = torch.randn(4, 2, 16, 8)
+    with pytest.raises(RuntimeError, match="vmap: called random operation while in randomness error mode"):
+        vmap(lambda q_: RANDOM[name](q[0], q_))(q)
 
 
 def test_jacrev_uses_one_dropout_mask():
