@@ -214,9 +214,10 @@ def test_transforms():
             return attention_loss(x, k[0, 0], v[0, 0], target[0, 0, :2], form=form)
 
         point = q[0, 0, :2]
-        dense = torch.func.hessian(
-            lambda x, form=form: definition(x, k[:1, 0], v[:1, 0], target[0, 0, :2], kind="exp", form=form).sum()
-        )
+
+        def dense(x, form=form):
+            return definition(x, k[:1, 0], v[:1, 0], target[0, 0, :2], kind="exp", form=form).sum()
+
         torch.testing.assert_close(torch.func.hessian(small)(point), torch.func.hessian(dense)(point))
         torch.testing.assert_close(torch.func.jacrev(torch.func.jacfwd(small))(point), torch.func.hessian(dense)(point))
 
