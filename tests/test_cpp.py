@@ -20,9 +20,7 @@ LIBRARY = Path(torch_rescaled.__file__).with_name("libtorch_rescaled.so")
 TORCH = torch.__path__[0]
 
 # Of torch's own modules, when AOTInductor compiles.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script_method` is:DeprecationWarning", "ignore:`isinstance.treespec, LeafSpec.` is:FutureWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is:FutureWarning")
 
 
 def run(*command: object) -> subprocess.CompletedProcess[str]:
@@ -50,8 +48,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_derivatives_and_options(programs: Path) -> None:
     lines = must_run(programs / "derivatives").splitlines()
-    # Four derivatives of three kinds, full and causal; normalizer, quotient, dropout.
-    assert len(lines) == 4 * 3 * 2 + 3
+    # Four derivatives of three kinds, full and causal; normalizer, quotient, losses, dropout.
+    assert len(lines) == 4 * 3 * 2 + 4
     assert all(line.startswith("ok: ") for line in lines)
 
 

@@ -114,6 +114,24 @@ void check_options() {
   check_close("quotient of sinh by its balance", {torch_rescaled::attention(query, key, value, settings)},
               {output / balance.unsqueeze(-1)});
 
+  // Rescaled: the residual with the normalizer multiplied through, here divided by e^0.7; normalized: divided out.
+  const Tensor target = random({2, 6, 37, 24}), row_scale = torch::full({37}, 0.7, torch::kDouble);
+  const auto half_square = [](const Tensor& residual) { return 0.5 * residual.square().sum(-1); };
+  const auto loss = [&](const torch_rescaled::AttentionLossOptions& loss_settings) {
+    return torch_rescaled::attention_loss(query, key, value, target, loss_settings);
+  };
+  torch_rescaled::AttentionLossOptions rescaled{
+      .attn_mask = log_weight, .scale = 0.3, .enable_gqa = true, .kind = "sinh", .log_row_scale = row_scale};
+  auto normalized = rescaled, logarithm = rescaled;
+  rescaled.reduction = "none";
+  normalized.kind = "cosh", normalized.form = "normalized", normalized.log_row_scale = std::nullopt;
+  logarithm.log = true;
+  const Tensor rows = half_square((mixed - weight.sum(-1, true) * target) / std::exp(0.7));
+  const Tensor cosh_weight = log_weight.exp() * score.cosh();
+  const Tensor cosh_output = cosh_weight.matmul(value.repeat_interleave(3, 1)) / normalizer;
+  check_close("losses", {loss(rescaled), loss(normalized), loss(logarithm)},
+              {rows, half_square(cosh_output - target).sum(), rows.sum().log()});
+
   const Tensor ones = torch::ones({4, 1000, 1}, torch::kDouble);
   const Tensor kept = torch_rescaled::attention(random({4, 200, 8}), random({4, 1000, 8}), ones, {.dropout_p = 0.5});
   report(std::abs(kept.mean().item<double>() - 1) < 0.01 && kept.std().item<double>() > 0.01,

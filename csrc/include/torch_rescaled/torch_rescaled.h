@@ -6,3 +6,4 @@
 #pragma once
 
 #include "attention.h"
+#include "attention_loss.h"
