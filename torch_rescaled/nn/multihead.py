@@ -23,6 +23,9 @@ class MultiheadAttention(nn.MultiheadAttention):
     * A query without keys gets zeros (and the output projection's bias); torch's gives NaN where the weights are asked for.
     * ``is_causal`` needs no ``attn_mask``.
 
+    As torch's, it returns the weights unless told not to: the kind's normalized weights, the one path here in O(N M) memory. Pass
+    ``need_weights=False`` where they are not looked at.
+
     Args:
         embed_dim: size of queries and outputs, divisible by ``num_heads``.
         num_heads: heads.
