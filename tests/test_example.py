@@ -2,22 +2,20 @@
 """The example language model: equal to the same model on PyTorch's attention, exact second derivatives, resumable."""
 
 import dataclasses
+import importlib
+import importlib.util
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
 
-pytest.importorskip("matplotlib")
-pytest.importorskip("tqdm")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
-import train_language_model
 from language_model import corpus as corpus_module
 from language_model.corpus import is_held_out, read_standard_library
-from language_model.curvature import largest_eigenvalue
 from language_model.model import LanguageModel, ModelSettings
-from language_model.training import Trainer, TrainingSettings
 
 TINY = ModelSettings(width=8, depth=1, heads=2, context=16)
 TINY_RUN = [
@@ -37,11 +35,31 @@ def corpus():
     return read_standard_library()
 
 
-def test_first_steps_equal_those_on_torch_attention(corpus, tmp_path):
-    settings = TrainingSettings(batch=2)
+@pytest.fixture
+def training(monkeypatch):
+    """The module of the trainer. Its steps need no tqdm, only the progress bar does."""
+    if importlib.util.find_spec("tqdm") is None:
+        monkeypatch.setitem(sys.modules, "tqdm", types.SimpleNamespace(tqdm=None))
+    return importlib.import_module("language_model.training")
+
+
+@pytest.fixture
+def program():
+    """The whole program, which shows progress and draws."""
+    for name in ("matplotlib", "tqdm"):
+        pytest.importorskip(name, reason=f"the example needs {name}: pip install torch_rescaled[examples]")
+    return importlib.import_module("train_language_model")
+
+
+def test_default_model_has_about_a_million_parameters():
+    assert 0.8e6 < sum(p.numel() for p in LanguageModel(ModelSettings()).parameters()) < 1.2e6
+
+
+def test_first_steps_equal_those_on_torch_attention(corpus, training, tmp_path):
+    settings = training.TrainingSettings(batch=2)
     losses = {}
     for attention in ("fused", "sdpa"):
-        trainer = Trainer(ModelSettings(attention=attention), settings, tmp_path / "unused.pt")
+        trainer = training.Trainer(ModelSettings(attention=attention), settings, tmp_path / "unused.pt")
         losses[attention] = []
         for _ in range(20):
             losses[attention].append(trainer.step(trainer.batch(corpus)))
@@ -60,7 +78,8 @@ def test_other_kinds_differ_from_exp(corpus, kind):
     assert losses[0] != losses[1]
 
 
-def test_largest_eigenvalue_is_that_of_the_dense_hessian(corpus):
+def test_largest_eigenvalue_is_that_of_the_dense_hessian(corpus, program):
+    largest_eigenvalue = program.largest_eigenvalue
     torch.manual_seed(0)
     tiny = dataclasses.replace(TINY, width=4)
     fused, sdpa = LanguageModel(tiny).double(), LanguageModel(dataclasses.replace(tiny, attention="sdpa")).double()
@@ -103,14 +122,14 @@ def histories(output: Path) -> dict[str, object]:
     return found
 
 
-def test_interrupted_run_continues_as_if_it_had_not_stopped(tmp_path, monkeypatch, capsys):
+def test_interrupted_run_continues_as_if_it_had_not_stopped(program, tmp_path, monkeypatch, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train_language_model.main([*TINY_RUN, "--output", str(whole)]) == 0
+    assert program.main([*TINY_RUN, "--output", str(whole)]) == 0
     out = capsys.readouterr().out
     assert "bits per byte" in out and "cosh writes" in out and str(whole / "language_model.png") in out
     assert (whole / "language_model.png").read_bytes().startswith(b"\x89PNG")
 
-    step, calls = Trainer.step, []
+    step, calls = program.Trainer.step, []
 
     def interrupted(self, windows):
         calls.append(1)
@@ -118,19 +137,19 @@ def test_interrupted_run_continues_as_if_it_had_not_stopped(tmp_path, monkeypatc
             raise KeyboardInterrupt
         return step(self, windows)
 
-    monkeypatch.setattr(Trainer, "step", interrupted)
-    assert train_language_model.main([*TINY_RUN, "--output", str(parts)]) == 130
+    monkeypatch.setattr(program.Trainer, "step", interrupted)
+    assert program.main([*TINY_RUN, "--output", str(parts)]) == 130
     assert "--resume" in capsys.readouterr().out
     assert histories(whole) != histories(parts)
-    assert train_language_model.main([*TINY_RUN, "--output", str(parts), "--resume"]) == 0
+    assert program.main([*TINY_RUN, "--output", str(parts), "--resume"]) == 0
     assert len(calls) == 10 + 3
     assert histories(whole) == histories(parts)
 
 
-def test_checkpoint_of_other_settings_is_refused(tmp_path, capsys):
+def test_checkpoint_of_other_settings_is_refused(program, tmp_path, capsys):
     arguments = [*TINY_RUN, "--kind", "exp", "--output", str(tmp_path)]
-    assert train_language_model.main(arguments) == 0
-    assert train_language_model.main([*arguments, "--resume", "--learning-rate", "0.5"]) == 2
+    assert program.main(arguments) == 0
+    assert program.main([*arguments, "--resume", "--learning-rate", "0.5"]) == 2
     assert "was made with learning_rate 0.003 (now 0.5)" in capsys.readouterr().err
 
 
@@ -143,7 +162,7 @@ def test_checkpoint_of_other_settings_is_refused(tmp_path, capsys):
         (["--kind", "relu"], "invalid choice: 'relu'"),
     ],
 )
-def test_bad_arguments(arguments, message, capsys):
+def test_bad_arguments(program, arguments, message, capsys):
     with pytest.raises(SystemExit, match="2"):
-        train_language_model.main(arguments)
+        program.main(arguments)
     assert message in capsys.readouterr().err

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The package as a user meets it: docstring examples, self check, layer, build information."""
+"""The package as a user meets it: docstring examples, refusals to load, layer, build information."""
 
 import doctest
 import io
-import subprocess
+import re
 import sys
 
 import pytest
 import torch
 
 import torch_rescaled
+from torch_rescaled import _library
 
 
 @pytest.mark.parametrize("name", ["functional", "_library", "nn.attention"])
@@ -19,10 +20,31 @@ def test_docstring_examples(name):
     assert result.attempted > 0 and result.failed == 0
 
 
-def test_self_check():
-    result = subprocess.run([sys.executable, "-m", "torch_rescaled"], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "cpu_isa" in result.stdout and result.stdout.rstrip().splitlines()[-1].startswith("ok")
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """The loader as a package installed in an empty folder."""
+    monkeypatch.setattr(_library, "__file__", str(tmp_path / "_library.py"))
+    return tmp_path / "libtorch_rescaled.so"
+
+
+def test_a_missing_library_is_refused(elsewhere):
+    with pytest.raises(ImportError, match=re.escape(f"expected its operator library at {elsewhere}, found none; build it with")):
+        _library._load()
+
+
+def test_a_library_that_does_not_load_is_refused(elsewhere):
+    elsewhere.write_bytes(b"not a library")
+    message = rf"does not load with torch {re.escape(torch.__version__)}; it serves only the torch release .* \(.*{elsewhere}"
+    with pytest.raises(ImportError, match=message):
+        _library._load()
+
+
+def test_a_library_of_another_torch_is_refused(monkeypatch):
+    monkeypatch.setattr(_library, "build_info", lambda: {"torch": "1.0.0"})
+    here = torch.__version__.partition("+")[0]
+    message = rf"was built for torch 1\.0\.0, but this is torch {re.escape(here)}; build it again in this environment"
+    with pytest.raises(ImportError, match=message):
+        _library._load()
 
 
 def test_build_info_and_backend():
