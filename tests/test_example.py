@@ -166,3 +166,13 @@ def test_bad_arguments(program, arguments, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         program.main(arguments)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["exp", "signed"])
+def test_a_layer_is_distilled(kind, tmp_path, capsys):
+    distil_layer = pytest.importorskip("distil_layer", reason="needs matplotlib and tqdm")
+    small = ["--teacher-steps=1", "--steps=2", "--batch=1", f"--kind={kind}", f"--output={tmp_path}"]
+    assert distil_layer.main(small) == 0
+    printed = capsys.readouterr().out
+    assert all(variant in printed for variant in distil_layer.VARIANTS) and "nan" not in printed
+    assert (tmp_path / "distil_layer.png").read_bytes().startswith(b"\x89PNG")

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.bias import CausalBias, CausalVariant
 
+KINDS = ("exp", "cosh", "sinh", "signed")
+
 
 @torch.jit.unused
 def resolve_mask(
@@ -43,3 +45,8 @@ def check_readable(op: str, name: str, tensor: Tensor) -> None:
         )
     if kind not in (Tensor, torch.nn.Parameter) and kind.__torch_dispatch__ is Tensor.__torch_dispatch__:
         raise TypeError(f"torch_rescaled::{op}: expected {name} to be a plain torch.Tensor, got {kind.__name__}")
+
+
+def check_kind(where: str, kind: str) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"{where}: expected kind 'exp', 'cosh', 'sinh' or 'signed', got {kind!r}")

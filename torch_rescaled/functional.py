@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from torch_rescaled._inputs import resolve_mask
+from torch_rescaled._inputs import check_kind, resolve_mask
 from torch_rescaled._library import build_info
 
 __all__ = ["attention", "attention_with_normalizer", "backend"]
@@ -139,8 +139,7 @@ def backend(query: Tensor, kind: str = "exp") -> str:
         >>> torch_rescaled.backend(torch.empty(1, 1)).split(":")[0]
         'cpu'
     """
-    if kind not in ("exp", "cosh", "sinh", "signed"):
-        raise ValueError(f"torch_rescaled.backend: expected kind 'exp', 'cosh', 'sinh' or 'signed', got {kind!r}")
+    check_kind("torch_rescaled.backend", kind)
     if query.device.type == "cpu":
         return f"cpu:{build_info()['cpu_isa']}"
     if query.device.type == "meta":

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch_rescaled._inputs import KINDS
 from torch_rescaled.functional import attention
 
-KINDS = ("exp", "cosh", "sinh", "signed")
 # What models pass to an implementation and this one cannot honor. (Windows come as a mask.)
 UNSUPPORTED = ("softcap", "s_aux", "head_mask", "output_attentions")
 

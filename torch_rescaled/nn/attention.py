@@ -4,6 +4,7 @@
 import torch
 from torch import Tensor, nn
 
+from torch_rescaled._inputs import check_kind
 from torch_rescaled.functional import attention
 
 
@@ -60,8 +61,7 @@ class RescaledAttention(nn.Module):
             raise ValueError(f"RescaledAttention: expected embed_dim divisible by num_heads, got {embed_dim} and {num_heads}")
         if kv_heads <= 0 or num_heads % kv_heads:
             raise ValueError(f"RescaledAttention: expected kv_heads to divide num_heads {num_heads}, got {kv_heads}")
-        if kind not in ("exp", "cosh", "sinh", "signed"):
-            raise ValueError(f"RescaledAttention: expected kind 'exp', 'cosh', 'sinh' or 'signed', got {kind!r}")
+        check_kind("RescaledAttention", kind)
         if not 0 <= dropout < 1:
             raise ValueError(f"RescaledAttention: expected dropout in [0, 1), got {dropout}")
         self.embed_dim, self.num_heads, self.kv_heads = embed_dim, num_heads, kv_heads

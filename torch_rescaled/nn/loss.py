@@ -3,6 +3,7 @@
 
 from torch import Tensor, nn
 
+from torch_rescaled._inputs import check_kind
 from torch_rescaled.losses import attention_loss
 
 
@@ -47,8 +48,8 @@ class AttentionLoss(nn.Module):
         log: bool = False,
     ) -> None:
         super().__init__()
+        check_kind("AttentionLoss", kind)
         for name, given, known in (
-            ("kind", kind, ("exp", "cosh", "sinh", "signed")),
             ("form", form, ("rescaled", "normalized")),
             ("reduction", reduction, ("none", "sum", "mean")),
         ):

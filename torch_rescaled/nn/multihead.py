@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torch_rescaled._inputs import check_kind
 from torch_rescaled.functional import attention, attention_with_normalizer
 
 
@@ -231,11 +232,6 @@ class MultiheadAttention(nn.MultiheadAttention):
 
 def _class_name(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
-
-
-def check_kind(where: str, kind: str) -> None:
-    if kind not in ("exp", "cosh", "sinh", "signed"):
-        raise ValueError(f"{where}: expected kind 'exp', 'cosh', 'sinh' or 'signed', got {kind!r}")
 
 
 def _check_dropout(dropout: float) -> None:

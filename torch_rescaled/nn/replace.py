@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from torch_rescaled.nn.multihead import MultiheadAttention, check_kind
+from torch_rescaled._inputs import check_kind
+from torch_rescaled.nn.multihead import MultiheadAttention
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ namespace rescaled::RESCALED_ISA {
 namespace {
 
 // Depth of a packed panel that stays in the first-level cache (24 KB of 32 or 48) while all rows of a block pass by:
-// without it a 48-lane panel of depth 128 and its sibling come from the second-level cache for every tile of rows.
+// without it, by count, two 48-lane panels of depth 128 would come from the second-level cache for every tile of rows.
 template <class T>
 inline constexpr int64_t kDepthBlock = 24 * 1024 / (kTileVectors * kVectorBytes);
 

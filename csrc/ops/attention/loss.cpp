@@ -67,16 +67,15 @@ Tensor attention_loss(LOSS_PARAMETERS) {
   const at::ScalarType type = out.log_normalizer.scalar_type();
   const Tensor output = out.output.to(type), wanted = target.to(type);
   const bool sinh = kind == "sinh";  // for the other kinds the weights are already divided by what rescales them
-  const Tensor keyless = out.log_normalizer == -kInfinity;
   if (form == "normalized") {
-    const Tensor balance = sinh ? at::where(keyless, at::ones_like(out.balance), out.balance) : Tensor();
-    const Tensor normalized = sinh ? output / balance.unsqueeze(-1) : output;
+    const Tensor normalized = sinh ? divided_by_balance(output, out) : output;
     return reduce(row_losses(normalized - wanted, Tensor(), log), reduction, log);
   }
   const Tensor residual = sinh ? output - out.balance.unsqueeze(-1) * wanted : output - wanted;
   Tensor log_scale = out.log_normalizer;
   if (loss.log_row_scale.defined())  // which may be -inf itself for a row without keys
-    log_scale = at::where(keyless, out.log_normalizer, out.log_normalizer - loss.log_row_scale.to(type));
+    log_scale =
+        at::where(log_scale == -kInfinity, out.log_normalizer, out.log_normalizer - loss.log_row_scale.to(type));
   return reduce(row_losses(residual, log_scale, log), reduction, log);
 }
 

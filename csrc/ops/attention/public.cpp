@@ -74,15 +74,16 @@ Saved attention_core(const char* op, const PublicArguments& args) {
   return out;
 }
 
+Tensor divided_by_balance(const Tensor& output, const Saved& out) {
+  const Tensor keyless = out.log_normalizer == -std::numeric_limits<double>::infinity();
+  return output / at::where(keyless, at::ones_like(out.balance), out.balance).unsqueeze(-1);
+}
+
 namespace {
 
 Tensor attention(PUBLIC_PARAMETERS) {
   const Saved out = attention_core("attention", THE_PUBLIC_ARGUMENTS);
-  if (kind != "sinh") return out.output;
-  // u V / (u 1) = W / balance, with a pole where balance = 0; a row without keys is 0, and so are its derivatives.
-  const Tensor keyless = out.log_normalizer == -std::numeric_limits<double>::infinity();
-  const Tensor balance = at::where(keyless, at::ones_like(out.balance), out.balance);
-  return (out.output / balance.unsqueeze(-1)).to(out.output.scalar_type());
+  return kind == "sinh" ? divided_by_balance(out.output, out).to(out.output.scalar_type()) : out.output;
 }
 
 Three attention_with_normalizer(PUBLIC_PARAMETERS) {
