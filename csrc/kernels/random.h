@@ -6,11 +6,7 @@
 #pragma once
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define RESCALED_HOST_DEVICE static __host__ __device__ inline
-#else
-#define RESCALED_HOST_DEVICE static inline __attribute__((always_inline))
-#endif
+#include "host_device.h"
 
 namespace rescaled {
 

@@ -10,8 +10,12 @@
 #include <cstring>
 #include <vector>
 
-#include "../../csrc/kernels/attention/parameters.h"
+#if defined(RESCALED_TWIN)
+#include "../../csrc/kernels/attention/cuda/attention.h"
+#else
 #include "../../csrc/kernels/cpu/isa.h"
+#endif
+#include "../../csrc/kernels/attention/parameters.h"
 
 using namespace rescaled;
 
@@ -114,14 +118,32 @@ Matrices<Pointer> matrices(Buffer<T>& b, int64_t kv_heads) {
   return m;
 }
 
-void run(const Program& program, AttentionParameters& p) {
+// The CPU's kernels; or, with RESCALED_TWIN, the CUDA kernels' source on fibers (csrc/kernels/cuda/twin.h).
+void run(Primitive primitive, AttentionParameters& p) {
+  const auto aligned = [](std::vector<char>& memory) {
+    return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
+  };
+#if defined(RESCALED_TWIN)
+  std::vector<char> workspace(attention_cuda_workspace_bytes(primitive, p) + 64);
+  p.workspace = aligned(workspace);
+  if (const char* error = attention_cuda_run(primitive, p, nullptr)) {
+    std::printf("FAILED: %s\n", error);
+    std::exit(1);
+  }
+#else
+  const AttentionKernels& kernels = attention_cpu_kernels();
+  const Program program = primitive == Primitive::forward    ? kernels.forward(p)
+                          : primitive == Primitive::jvp      ? kernels.jvp(p)
+                          : primitive == Primitive::backward ? kernels.backward(p)
+                                                             : kernels.double_backward(p);
   std::vector<char> workspace(program.workspace_bytes + 64);
-  p.workspace = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(workspace.data()) + 63) / 64 * 64);
+  p.workspace = aligned(workspace);
   for (int i = 0; i < program.count; ++i) {
     const Step& step = program.steps[i];
     std::vector<char> scratch(step.scratch_bytes + 64);
-    step.run(p, 0, step.tasks, reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(scratch.data()) + 63) / 64 * 64));
+    step.run(p, 0, step.tasks, aligned(scratch));
   }
+#endif
 }
 
 double worst = 0;
@@ -216,7 +238,7 @@ struct Check {
 
   void forward() {
     write_to(out);
-    run(attention_cpu_kernels().forward(p), p);
+    run(Primitive::forward, p);
     for (int64_t h = 0; h < s.heads && !f.dropout; ++h)
       for (int64_t i = 0; i < s.n; ++i) compare_row(h, i);
     p.saved_output = in(out.w), p.saved_balance = in(out.rho), p.saved_log_normalizer = in(out.l);
@@ -247,16 +269,16 @@ struct Check {
     p.grad_output = in(g.w), p.grad_balance = in(g.rho), p.grad_log_normalizer = in(g.l);
     Vector gradient = vector(false), along = vector(), other = vector();
     write_to(gradient);
-    run(attention_cpu_kernels().backward(p), p);
+    run(Primitive::backward, p);
     const Sum backward = dot(gradient, along);
 
     Outputs tangent = outputs(false);
     const auto double_backward = [&](Vector& direction) {
       move_along(direction);
       write_to(tangent);
-      run(attention_cpu_kernels().jvp(p), p);
+      run(Primitive::jvp, p);
       p.jvp_output = in(tangent.w), p.jvp_balance = in(tangent.rho), p.jvp_log_normalizer = in(tangent.l);
-      run(attention_cpu_kernels().double_backward(p), p);
+      run(Primitive::double_backward, p);
     };
     double_backward(along);
     Sum jvp;
@@ -292,5 +314,10 @@ int main() {
         check<float>(kind, s, f), check<double>(kind, s, f);
         check<BFloat16>(kind, s, f), check<Float16>(kind, s, f);
       }
-  std::printf("ok: %d cases, isa %s, worst error %.2f of the tolerance\n", cases, cpu_isa_name(), worst);
+#if defined(RESCALED_TWIN)
+  const char* isa = "twin";
+#else
+  const char* isa = cpu_isa_name();
+#endif
+  std::printf("ok: %d cases, isa %s, worst error %.2f of the tolerance\n", cases, isa, worst);
 }

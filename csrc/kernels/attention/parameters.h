@@ -7,6 +7,7 @@ namespace rescaled {
 
 enum class DType : int32_t { float32, float64, bfloat16, float16, boolean, int64 };
 enum class Kind : int32_t { exp, cosh, sinh };
+enum class Primitive { forward, jvp, backward, double_backward };  // double_backward: its second pass, after `jvp`
 
 inline constexpr int kMaxBatchRank = 8;
 

@@ -1,45 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Element types in memory, and the arithmetic type T (float, double) the kernels compute in.
 #pragma once
-#include "../attention/parameters.h"
+#include "../attention/view.h"
+#include "../element.h"
 #include "simd.h"
 
 namespace rescaled::RESCALED_ISA {
 namespace {
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
-
-RESCALED_INLINE float value_of(float x) { return x; }
-RESCALED_INLINE double value_of(double x) { return x; }
-RESCALED_INLINE float value_of(BFloat16 x) {
-  const uint32_t bits = uint32_t{x.bits} << 16;
-  float y;
-  __builtin_memcpy(&y, &bits, 4);
-  return y;
-}
-RESCALED_INLINE float value_of(Float16 x) {
-  _Float16 h;
-  __builtin_memcpy(&h, &x, 2);
-  return static_cast<float>(h);
-}
-RESCALED_INLINE float value_of(bool x) { return x ? 1.f : 0.f; }
-
-RESCALED_INLINE void assign(float& y, float x) { y = x; }
-RESCALED_INLINE void assign(double& y, double x) { y = x; }
-RESCALED_INLINE void assign(BFloat16& y, float x) {  // to nearest, ties to even; a NaN stays one
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, 4);
-  y.bits = static_cast<uint16_t>(x != x ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-RESCALED_INLINE void assign(Float16& y, float x) {
-  const _Float16 h = static_cast<_Float16>(x);
-  __builtin_memcpy(&y, &h, 2);
-}
 
 // Calls f with a pointer to elements of the type that `dtype` names.
 template <class Function>
@@ -72,52 +39,6 @@ RESCALED_INLINE void with_type(DType dtype, void* p, Function f) {
 }
 template <class T>
 inline constexpr DType kDType = sizeof(T) == 4 ? DType::float32 : DType::float64;
-
-RESCALED_INLINE int64_t element_size(DType dtype) {
-  switch (dtype) {
-    case DType::float32:
-      return 4;
-    case DType::float64:
-    case DType::int64:
-      return 8;
-    case DType::boolean:
-      return 1;
-    default:
-      return 2;
-  }
-}
-
-// One matrix of a batch: a pointer and two strides.
-template <class Pointer>
-struct View {
-  Pointer data;
-  DType dtype;
-  int64_t row, column;
-  explicit operator bool() const { return data != nullptr; }
-};
-using InputView = View<const void*>;
-using OutputView = View<void*>;
-
-RESCALED_INLINE InputView from_row(InputView m, int64_t row) {
-  return {static_cast<const char*>(m.data) + row * m.row * element_size(m.dtype), m.dtype, m.row, m.column};
-}
-
-RESCALED_INLINE OutputView row_of(OutputView m, int64_t row) {
-  return {static_cast<char*>(m.data) + row * m.row * element_size(m.dtype), m.dtype, m.row, m.column};
-}
-
-// Matrix `b` of the batch.
-template <class Pointer>
-static View<Pointer> matrix(const Matrices<Pointer>& m, const AttentionParameters& p, int64_t b) {
-  if (!m.data) return {nullptr, m.dtype, 0, 0};
-  int64_t offset = 0;
-  for (int d = p.rank - 1; d >= 0; --d) {
-    offset += b % p.sizes[d] * m.batch[d];
-    b /= p.sizes[d];
-  }
-  using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const char, char>;
-  return {static_cast<Byte*>(m.data) + offset * element_size(m.dtype), m.dtype, m.row, m.column};
-}
 
 // to[i][:] = factor * m[i][:], zero beyond `rows` and `columns` up to `padded_rows` and `ld`.
 template <class T>

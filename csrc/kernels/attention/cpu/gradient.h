@@ -17,7 +17,6 @@ constexpr int64_t kKeysPerChunk = 256;
 template <class T>
 inline constexpr int64_t kKeysPerBlock = kKeyPanels * kPanel<T>;
 
-RESCALED_INLINE int64_t batches(const AttentionParameters& p) { return p.kv_batches * p.group; }
 RESCALED_INLINE int64_t padded_queries(const AttentionParameters& p) { return round_up(p.queries, kTileRows); }
 template <class T>
 RESCALED_INLINE int64_t query_ld(const AttentionParameters& p) {

@@ -5,8 +5,6 @@
 
 namespace rescaled {
 
-enum class Primitive { forward, jvp, backward, double_backward };  // double_backward: its second pass
-
 // Device memory that one call needs, for AttentionParameters::workspace.
 int64_t attention_cuda_workspace_bytes(Primitive, const AttentionParameters&);
 

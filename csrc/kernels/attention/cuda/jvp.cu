@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// JVP: the outputs' derivatives along tangents of query, key, value and bias (docs/math.md (2)). 6 units of work.
+#include "kernels.h"
+#include "walk.h"
+#include "weights.h"
+
+namespace rescaled {
+namespace {
+
+template <class T, bool kTwoSided>
+__global__ void __launch_bounds__(32 * kMaxWarps)
+    jvp_walk(const __grid_constant__ AttentionParameters p, const __grid_constant__ Plan plan) {
+  RESCALED_SHARED(memory);
+  using W = Walk<T, Pass::jvp>;
+  using S = typename W::S;
+  W walk(p, plan, memory);
+  const int64_t b = walk.take_place();
+  const Elementwise<S> masks(p, b);
+  walk.set_operands(false, b, walk.row_operand), walk.set_operands(true, b, walk.column_operand);
+  walk.load_rows();
+
+  const S scale = static_cast<S>(p.scale * kLog2e), tangent_scale = static_cast<S>(p.scale);
+  const InputView normalizers = matrix(p.saved_log_normalizer, p, b);
+  QueryNumbers<S> numbers[2];
+  RESCALED_UNROLL for (int r = 0; r < 2; ++r) {
+    const int64_t query = walk.row(r);
+    set_normalizer(numbers[r], query < p.queries ? number_at<S>(normalizers, query * normalizers.row) : -infinity<S>());
+  }
+  typename W::Outputs out = {};
+  S log_tangent[2] = {}, balance_tangent[2] = {};  // ld and the sum of r Sd + a betad
+  walk.pipeline(
+      walk.last_tile(), [&](int64_t i, int stage) { walk.load_columns(stage, i * W::kColumns); },
+      [&](int64_t i, int stage) {
+        const int64_t first = i * W::kColumns;
+        typename W::Scores score = {}, tangent = {};
+        walk.template product<false>(score, 0, 0, stage, first);
+        walk.template product<false>(tangent, 2, 0, stage, first);
+        walk.template product<false>(tangent, 0, 2, stage, first);
+        ElementValues<S, W::kTiles> values;
+        fill_values(walk, masks, first, true, values);
+        RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) {
+          const Weights<S> w = weights_of<S, kTwoSided>(score[j][x] * scale, values.weighted, values.log_weight(j, x),
+                                                        numbers[x / 2], masks.odd);
+          const S score_tangent = tangent[j][x] * tangent_scale, bias_tangent = values.tangent(j, x);
+          const S drop = values.dropout(j, x), moved = w.r * score_tangent + w.a * bias_tangent;
+          log_tangent[x / 2] += w.odd * score_tangent + w.even * bias_tangent;
+          balance_tangent[x / 2] += moved;
+          score[j][x] = w.a * drop, tangent[j][x] = moved * drop;
+        }
+        walk.accumulate(out, tangent, 1, stage, first);
+        walk.accumulate(out, score, 3, stage, first);
+      });
+
+  const InputView balances = matrix(p.saved_balance, p, b);
+  const OutputView balance = matrix(p.balance, p, b), log_normalizer = matrix(p.log_normalizer, p, b);
+  RESCALED_UNROLL for (int r = 0; r < 2; ++r) {
+    log_tangent[r] = row_sum(log_tangent[r]), balance_tangent[r] = row_sum(balance_tangent[r]);
+    const int64_t query = walk.row(r);
+    if (query >= p.queries || walk.first_output != 0 || walk.t != 0) continue;
+    store_at<S>(balance, query * balance.row,
+                balance_tangent[r] - log_tangent[r] * number_at<S>(balances, query * balances.row));
+    store_at<S>(log_normalizer, query * log_normalizer.row, log_tangent[r]);
+  }
+  walk.store(out, matrix(p.output, p, b), p.value_size, S(1), matrix(p.saved_output, p, b), log_tangent);
+}
+
+}  // namespace
+
+const char* attention_jvp(const AttentionParameters& p, void* stream) {
+  return with_element_type(p.query.dtype, [&](auto element) {
+    using T = decltype(element);
+    const Plan plan = plan_of<T>(p, Pass::jvp, shared_bytes_of_device());
+    return launch(p.kind == Kind::exp ? jvp_walk<T, false> : jvp_walk<T, true>, plan.blocks, 32 * plan.warps,
+                  plan.shared_bytes, stream, p, plan);
+  });
+}
+
+}  // namespace rescaled

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Which block of threads does what, from the shapes and the device's shared memory alone. Host and device.
+//
+// Every pass is the same walk: a block keeps 16 rows a warp (queries, or keys), meets the columns (keys, or queries)
+// tile by tile, forms the scores' products, turns them into weights, and adds weights times columns to its outputs.
+// Backward is two walks, by queries for dQ and by keys for dK and dV: the scores are formed twice (7 units of work for
+// 5), nothing is summed across blocks, and the result is the same in every run.
+#pragma once
+#include "../view.h"
+
+namespace rescaled {
+
+enum class Pass { forward, jvp, query, query_second, key, key_second, bias, bias_second };
+
+RESCALED_HOST_DEVICE constexpr bool by_keys(Pass pass) { return pass == Pass::key || pass == Pass::key_second; }
+RESCALED_HOST_DEVICE constexpr bool is_second(Pass pass) {
+  return pass == Pass::query_second || pass == Pass::key_second || pass == Pass::bias_second;
+}
+RESCALED_HOST_DEVICE constexpr bool is_gradient(Pass pass) { return pass != Pass::forward && pass != Pass::jvp; }
+RESCALED_HOST_DEVICE constexpr bool is_bias(Pass pass) { return pass == Pass::bias || pass == Pass::bias_second; }
+
+constexpr int kWarpRows = 16, kMaxWarps = 8;
+
+// Columns of a tile. Each costs a thread (columns / 2) registers for every product of scores: forward has one, JVP and
+// the gradients two, the second pass of the double backward four, beside the outputs' 64 (128 by keys).
+template <class T>
+RESCALED_HOST_DEVICE constexpr int tile_columns(Pass pass) {
+  if (sizeof(T) == 8) return 16;
+  if (pass == Pass::forward) return sizeof(T) == 2 ? 64 : 32;
+  return pass == Pass::key_second ? 16 : 32;
+}
+// Columns of the output that one block makes; a wider output takes several blocks, each with the scores anew.
+template <class T>
+RESCALED_HOST_DEVICE constexpr int output_columns(Pass) {
+  return sizeof(T) == 8 ? 32 : 128;  // float64: two registers a number
+}
+constexpr int kChunk = 64;  // depth of a product's step where the operands do not fit into shared memory
+
+// The operands of the two sides; index 0 and 2 have head_size columns, 1 and 3 value_size.
+//   queries: query, grad_output, tangent_query, -          keys: key, value, tangent_key, tangent_value
+constexpr int kOperands = 4;
+RESCALED_HOST_DEVICE int64_t operand_columns(const AttentionParameters& p, int i) {
+  return i % 2 == 0 ? p.head_size : p.value_size;
+}
+RESCALED_HOST_DEVICE const Input* operand(const AttentionParameters& p, Pass pass, bool keys, int i) {
+  const bool tangents = pass == Pass::jvp || is_second(pass);
+  const Input* m = nullptr;
+  if (i == 0) m = keys ? &p.key : &p.query;
+  if (i == 1) m = keys ? &p.value : (is_gradient(pass) ? &p.grad_output : nullptr);
+  if (i == 2 && tangents) m = keys ? &p.tangent_key : &p.tangent_query;
+  if (i == 3 && tangents && keys) m = &p.tangent_value;
+  return m != nullptr && m->data != nullptr ? m : nullptr;
+}
+
+RESCALED_HOST_DEVICE int64_t round_up(int64_t n, int64_t m) { return (n + m - 1) / m * m; }
+RESCALED_HOST_DEVICE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+struct Plan {
+  int warps = 4, stages = 1;
+  bool resident = true;  // all columns of the operands in shared memory; else in chunks of the depth
+  int64_t row_blocks = 1, output_chunks = 1, blocks = 0, shared_bytes = 0;
+};
+
+// What a query brings to the gradients (weights.h): arrays of the arithmetic type.
+constexpr int kQueryArrays = 7;
+
+// Where the tiles lie in shared memory, in elements; -1: absent.
+struct Layout {
+  int row[kOperands], column[kOperands], numbers = 0;  // the latter two of stage 0
+  int stage = 0, elements = 0;                         // elements of one stage; of all
+};
+template <class T>
+RESCALED_HOST_DEVICE int tile_ld(int64_t columns) {  // padded so that no two rows of a fragment share a bank
+  return static_cast<int>(round_up(columns, 16)) + (sizeof(T) == 2 ? 8 : 4);
+}
+// Outputs leave through shared memory, 32 columns at a time, for stores of whole lines.
+constexpr int kStoreColumns = 32, kStoreLd = kStoreColumns + 4;
+template <class T>
+RESCALED_HOST_DEVICE Layout layout_of(const AttentionParameters& p, Pass pass, const Plan& plan) {
+  Layout l;
+  const bool keys = by_keys(pass);
+  const int rows = kWarpRows * plan.warps, columns = tile_columns<T>(pass);
+  const int wide = output_columns<T>(pass) > kChunk ? output_columns<T>(pass) : kChunk;
+  for (int i = 0; i < kOperands; ++i) {
+    l.row[i] = operand(p, pass, keys, i) == nullptr ? -1 : plan.resident ? l.elements : 0;
+    if (plan.resident && l.row[i] >= 0) l.elements += rows * tile_ld<T>(operand_columns(p, i));
+  }
+  if (!plan.resident) l.elements = rows * tile_ld<T>(kChunk);
+  for (int i = 0; i < kOperands; ++i) {
+    l.column[i] = operand(p, pass, !keys, i) == nullptr ? -1 : l.elements + (plan.resident ? l.stage : 0);
+    if (plan.resident && l.column[i] >= 0) l.stage += columns * tile_ld<T>(operand_columns(p, i));
+  }
+  if (!plan.resident) l.stage = columns * tile_ld<T>(wide);
+  l.numbers = l.elements + l.stage;
+  if (keys) l.stage += kQueryArrays * columns * (sizeof(T) == 8 ? 1 : 4 / static_cast<int>(sizeof(T)));
+  l.elements += plan.stages * l.stage;
+  const int leaving = rows * kStoreLd * (sizeof(T) == 8 ? 1 : 4 / static_cast<int>(sizeof(T)));
+  if (l.elements < leaving) l.elements = leaving;
+  return l;
+}
+
+template <class T>
+Plan plan_of(const AttentionParameters& p, Pass pass, int64_t shared_limit) {
+  Plan plan;
+  const int64_t rows = by_keys(pass) ? p.keys : p.queries;
+  // 8 warps share a tile of columns where there are rows for them (forward and JVP: the outputs of both are small).
+  const int most = !is_gradient(pass) && rows > 4 * kWarpRows ? 8 : rows > 2 * kWarpRows ? 4 : rows > kWarpRows ? 2 : 1;
+  bool fits = false;
+  // As many rows as fit, for they share the columns' tiles; two stages, which hide the copies, where both fit.
+  for (int warps = most; warps >= 1 && !fits; warps /= 2)
+    for (int stages = 2; stages >= 1 && !fits; --stages) {
+      plan.warps = warps, plan.stages = stages;
+      plan.shared_bytes = layout_of<T>(p, pass, plan).elements * static_cast<int64_t>(sizeof(T));
+      fits = plan.shared_bytes <= shared_limit;
+    }
+  if (!fits) {  // every depth: 45 KB in float64, the widest
+    plan.resident = false, plan.stages = 1, plan.warps = most < 4 ? most : 4;
+    plan.shared_bytes = layout_of<T>(p, pass, plan).elements * static_cast<int64_t>(sizeof(T));
+  }
+  plan.row_blocks = (rows + kWarpRows * plan.warps - 1) / (kWarpRows * plan.warps);
+  const int64_t wide = output_columns<T>(pass);
+  const int64_t width = pass == Pass::query || pass == Pass::query_second ? p.head_size
+                        : by_keys(pass) ? (p.head_size > p.value_size ? p.head_size : p.value_size)
+                                        : p.value_size;
+  plan.output_chunks = is_bias(pass) || width <= wide ? 1 : (width + wide - 1) / wide;
+  plan.blocks = (by_keys(pass) ? p.kv_batches : batches(p)) * plan.row_blocks * plan.output_chunks;
+  return plan;
+}
+
+}  // namespace rescaled
