@@ -54,13 +54,14 @@ RESCALED_DEVICE void multiply_16bit(float (&c)[4], const uint32_t (&a)[4], const
 #if defined(RESCALED_TWIN)
   const twin::Exchange<Fragments16> all({{a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
   const int g = thread_index() % 32 / 4, t = thread_index() % 4;
-  for (int i = 0; i < 4; ++i) {
-    const int column = 2 * t + i % 2, half = i / 2;
+  float x[2][16], y[2][16];  // rows g, g + 8 of a; columns 2t, 2t + 1 of b
+  for (int i = 0; i < 2; ++i)
     for (int k = 0; k < 16; ++k) {
-      const Fragments16 x = all.of(4 * g + k % 8 / 2), y = all.of(4 * column + k % 8 / 2);
-      c[i] += half_of<T>(x.a[half + 2 * (k / 8)], k % 2) * half_of<T>(y.b[k / 8], k % 2);
+      x[i][k] = half_of<T>(all.of(4 * g + k % 8 / 2).a[i + 2 * (k / 8)], k % 2);
+      y[i][k] = half_of<T>(all.of(4 * (2 * t + i) + k % 8 / 2).b[k / 8], k % 2);
     }
-  }
+  for (int i = 0; i < 4; ++i)
+    for (int k = 0; k < 16; ++k) c[i] += x[i / 2][k] * y[i % 2][k];
 #else
   if constexpr (T::kIsBFloat16)
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, "

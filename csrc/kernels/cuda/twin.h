@@ -16,7 +16,7 @@
 #include <vector>
 
 #define __global__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(threads, blocks)
 #define __grid_constant__
 #define RESCALED_DEVICE static inline
 #define RESCALED_MEMBER inline
@@ -148,11 +148,7 @@ class Exchange {
     std::memcpy(base_ + b.current % 32 * kExchangeBytes, &value, sizeof value);
     yield(Wait::warp);
   }
-  T of(int lane) const {
-    T value;
-    std::memcpy(&value, base_ + lane * kExchangeBytes, sizeof value);
-    return value;
-  }
+  const T& of(int lane) const { return *reinterpret_cast<const T*>(base_ + lane * kExchangeBytes); }
 
  private:
   unsigned char* base_;

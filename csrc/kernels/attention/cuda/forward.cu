@@ -7,19 +7,20 @@
 namespace rescaled {
 namespace {
 
-template <class T, bool kTwoSided>
-__global__ void __launch_bounds__(32 * kMaxWarps)
+template <class T, Kinds kKinds, bool kResident>
+__global__ void __launch_bounds__(32 * kMaxWarps, 1)
     forward_walk(const __grid_constant__ AttentionParameters p, const __grid_constant__ Plan plan) {
   RESCALED_SHARED(memory);
-  using W = Walk<T, Pass::forward>;
+  using W = Walk<T, Pass::forward, kResident>;
   using S = typename W::S;
   W walk(p, plan, memory);
   const int64_t b = walk.take_place();
-  const Elementwise<S> masks(p, b);
-  walk.set_operands(false, b, walk.row_operand), walk.set_operands(true, b, walk.column_operand);
+  walk.set_problem(b);
+  const Elementwise<S>& masks = walk.problems[0].masks;
   walk.load_rows();
 
   const S scale = static_cast<S>(p.scale * kLog2e);
+  const bool two_sided = kKinds == Kinds::two_sided || (kKinds == Kinds::all && p.kind != Kind::exp);
   typename W::Outputs out = {};
   S top[2] = {-infinity<S>(), -infinity<S>()}, sum[2] = {}, balance[2] = {};
   walk.pipeline(
@@ -27,14 +28,14 @@ __global__ void __launch_bounds__(32 * kMaxWarps)
       [&](int64_t i, int stage) {
         const int64_t first = i * W::kColumns;
         typename W::Scores score = {};
-        walk.template product<false>(score, 0, 0, stage, first);
+        walk.template product<false>(score, 0, 0, stage, first, 0);
         ElementValues<S, W::kTiles> values;
         fill_values(walk, masks, first, false, values);
         // Scores in units of log 2, and the exponents' maximum.
         S highest[2] = {-infinity<S>(), -infinity<S>()};
         RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) {
           const S s = score[j][x] *= scale;
-          const S size = kTwoSided && s < 0 ? -s : s;
+          const S size = two_sided && s < 0 ? -s : s;
           const S level = size + values.log_weight(j, x);
           if (!(level <= highest[x / 2])) highest[x / 2] = level;  // a NaN stays
         }
@@ -44,7 +45,7 @@ __global__ void __launch_bounds__(32 * kMaxWarps)
           if (!(level <= before)) top[r] = level;
           const S shift = top[r] == -infinity<S>() ? S(0) : top[r];
           base[r].shift = shift, base[r].exponent = -shift, base[r].factor = S(1);
-          if constexpr (kTwoSided) {
+          if (two_sided) {
             const cuda::Weight<S> w = cuda::split_weight<S>(-shift);
             base[r].exponent = w.exponent, base[r].factor = w.factor;
           }
@@ -53,8 +54,7 @@ __global__ void __launch_bounds__(32 * kMaxWarps)
           RESCALED_UNROLL for (int j = 0; j < W::kOut; ++j) out[j][2 * r] *= rescale, out[j][2 * r + 1] *= rescale;
         }
         RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) {
-          const Weights<S> w = weights_of<S, kTwoSided>(score[j][x], values.weighted, values.log_weight(j, x), base[x / 2],
-                                                        masks.odd);
+          const Weights<S> w = weights_of<S, kKinds>(p.kind, score[j][x], values.weighted, values.log_weight(j, x), base[x / 2]);
           sum[x / 2] += w.even, balance[x / 2] += w.a;
           score[j][x] = w.a * values.dropout(j, x);
         }
@@ -84,8 +84,8 @@ const char* attention_forward(const AttentionParameters& p, void* stream) {
   return with_element_type(p.query.dtype, [&](auto element) {
     using T = decltype(element);
     const Plan plan = plan_of<T>(p, Pass::forward, shared_bytes_of_device());
-    return launch(p.kind == Kind::exp ? forward_walk<T, false> : forward_walk<T, true>, plan.blocks, 32 * plan.warps,
-                  plan.shared_bytes, stream, p, plan);
+    return launch_walk(p, plan, stream, forward_walk<T, Kinds::exp, true>, forward_walk<T, Kinds::two_sided, true>,
+                       forward_walk<T, Kinds::all, false>);
   });
 }
 

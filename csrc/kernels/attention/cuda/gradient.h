@@ -19,28 +19,29 @@ struct GradientTile {
 };
 
 // `numbers(j, x)` are those of the query of element x of tile j.
-template <class T, Pass kPass, bool kTwoSided, class W, class Numbers>
-RESCALED_DEVICE void gradient_tile(const W& walk, const Elementwise<typename W::S>& masks, int stage, int64_t first,
-                                   GradientTile<W>& tile, Numbers numbers) {
+template <Pass kPass, Kinds kKinds, class W, class Numbers>
+RESCALED_DEVICE void gradient_tile(const W& walk, int stage, int64_t first, int parity, GradientTile<W>& tile,
+                                   Numbers numbers) {
   using S = typename W::S;
   constexpr bool kSecond = is_second(kPass), kByKeys = W::kByKeys;
-  walk.template product<kByKeys>(tile.value, 0, 0, stage, first);
-  walk.template product<kByKeys>(tile.second, 1, 1, stage, first);
+  walk.template product<kByKeys>(tile.value, 0, 0, stage, first, parity);
+  walk.template product<kByKeys>(tile.second, 1, 1, stage, first, parity);
   if constexpr (kSecond) {
-    walk.template product<kByKeys>(tile.first, 2, 0, stage, first);
-    walk.template product<kByKeys>(tile.first, 0, 2, stage, first);
-    walk.template product<kByKeys>(tile.tangent_e, kByKeys ? 3 : 1, kByKeys ? 1 : 3, stage, first);
+    walk.template product<kByKeys>(tile.first, 2, 0, stage, first, parity);
+    walk.template product<kByKeys>(tile.first, 0, 2, stage, first, parity);
+    walk.template product<kByKeys>(tile.tangent_e, kByKeys ? 3 : 1, kByKeys ? 1 : 3, stage, first, parity);
   }
+  const Kind kind = walk.p.kind;
   const S scale = static_cast<S>(walk.p.scale * kLog2e), tangent_scale = static_cast<S>(walk.p.scale);
   ElementValues<S, W::kTiles> values;
-  fill_values(walk, masks, first, kSecond, values);
+  fill_values(walk, walk.problems[parity].masks, first, kSecond, values);
   RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) {
     const QueryNumbers<S> q = numbers(j, x);
-    const Weights<S> w = weights_of<S, kTwoSided>(tile.value[j][x] * scale, values.weighted, values.log_weight(j, x), q,
-                                                  masks.odd);
+    const Weights<S> w =
+        weights_of<S, kKinds>(kind, tile.value[j][x] * scale, values.weighted, values.log_weight(j, x), q);
     const S score_tangent = kSecond ? tile.first[j][x] * tangent_scale : S(0);
-    const ElementGradients<S> d = gradients_of<S, kTwoSided, kSecond>(
-        w, q, masks.odd, values.dropout(j, x), tile.second[j][x], score_tangent, kSecond ? tile.tangent_e[j][x] : S(0),
+    const ElementGradients<S> d = gradients_of<S, kKinds, kSecond>(
+        kind, w, q, values.dropout(j, x), tile.second[j][x], score_tangent, kSecond ? tile.tangent_e[j][x] : S(0),
         kSecond ? values.tangent(j, x) : S(0));
     tile.value[j][x] = d.value;
     tile.second[j][x] = is_bias(kPass) ? d.bias : kSecond ? d.second : d.first;

@@ -7,11 +7,11 @@
 namespace rescaled {
 namespace {
 
-template <class T, Pass kPass, bool kTwoSided>
-__global__ void __launch_bounds__(32 * 4)
+template <class T, Pass kPass, Kinds kKinds, bool kResident>
+__global__ void __launch_bounds__(32 * 4, 1)
     bias_walk(const __grid_constant__ AttentionParameters p, const __grid_constant__ Plan plan) {
   RESCALED_SHARED(memory);
-  using W = Walk<T, kPass>;
+  using W = Walk<T, kPass, kResident>;
   using S = typename W::S;
   W walk(p, plan, memory);
   const bool by_query = p.grad_bias.row != 0, by_key = p.grad_bias.column != 0;
@@ -24,8 +24,7 @@ __global__ void __launch_bounds__(32 * 4)
   typename W::Scores sum = {};
   for (int64_t n = 0; n < summed; ++n) {
     const int64_t b = bias_problem(p, kept, n);
-    const Elementwise<S> masks(p, b);
-    walk.set_operands(false, b, walk.row_operand), walk.set_operands(true, b, walk.column_operand);
+    walk.set_problem(b);
     for (int64_t block = query_block; block < (by_query ? query_block + 1 : plan.row_blocks); ++block) {
       walk.first_row = block * rows;
       const int64_t reach = walk.last_tile() - key_block, count = reach < 0 ? 0 : least(tiles, reach);
@@ -37,8 +36,7 @@ __global__ void __launch_bounds__(32 * 4)
           count, [&](int64_t i, int stage) { walk.load_columns(stage, first_key(i)); },
           [&](int64_t i, int stage) {
             GradientTile<W> tile = {};
-            gradient_tile<T, kPass, kTwoSided>(walk, masks, stage, first_key(i), tile,
-                                               [&](int, int x) -> const QueryNumbers<S>& { return numbers[x / 2]; });
+            gradient_tile<kPass, kKinds>(walk, stage, first_key(i), 0, tile, [&](int, int x) -> const QueryNumbers<S>& { return numbers[x / 2]; });
             RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x)
                 sum[j][x] += tile.second[j][x];
           });
@@ -68,13 +66,13 @@ __global__ void __launch_bounds__(32 * 4)
 template <class T, Pass kPass>
 const char* run(const AttentionParameters& p, void* stream) {
   Plan plan = plan_of<T>(p, kPass, shared_bytes_of_device());
-  constexpr int columns = tile_columns<T>(kPass);
+  const int columns = tile_columns<T>(kPass, plan.resident);
   const int64_t sums = kWarpRows * plan.warps * (columns + 1) * static_cast<int64_t>(sizeof(Scalar<T>));
   plan.shared_bytes = plan.shared_bytes < sums ? sums : plan.shared_bytes;
   plan.blocks = bias_batches(p, true) * (p.grad_bias.row != 0 ? plan.row_blocks : 1) *
                 (p.grad_bias.column != 0 ? (p.keys + columns - 1) / columns : 1);
-  return launch(p.kind == Kind::exp ? bias_walk<T, kPass, false> : bias_walk<T, kPass, true>, plan.blocks,
-                32 * plan.warps, plan.shared_bytes, stream, p, plan);
+  return launch_walk(p, plan, stream, bias_walk<T, kPass, Kinds::exp, true>,
+                     bias_walk<T, kPass, Kinds::two_sided, true>, bias_walk<T, kPass, Kinds::all, false>);
 }
 
 }  // namespace

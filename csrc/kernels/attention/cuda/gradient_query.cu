@@ -20,7 +20,7 @@ RESCALED_DEVICE S warp_dot(InputView x, InputView y, int64_t row, int64_t width)
 }
 
 template <class S>
-__global__ void __launch_bounds__(32 * kQueriesPerBlock)
+__global__ void __launch_bounds__(32 * kQueriesPerBlock, 1)
     query_numbers_walk(const __grid_constant__ AttentionParameters p, bool second, int64_t blocks) {
   const int64_t index = block_index(), b = index / blocks,
                 query = index % blocks * kQueriesPerBlock + thread_index() / 32;
@@ -42,20 +42,18 @@ __global__ void __launch_bounds__(32 * kQueriesPerBlock)
   }
   const S numbers[] = {q.shift,  q.exponent, q.factor, q.grad_balance, q.delta, q.tangent_normalizer, q.tangent_delta};
   S* to = static_cast<S*>(p.workspace) + b * kQueryArrays * p.queries + query;
-  if (thread_index() % 32 == 0)
-    for (int i = 0; i < kQueryArrays; ++i) to[i * p.queries] = numbers[i];
+  if (thread_index() % 32 == 0) RESCALED_UNROLL for (int i = 0; i < kQueryArrays; ++i) to[i * p.queries] = numbers[i];
 }
 
-template <class T, Pass kPass, bool kTwoSided>
-__global__ void __launch_bounds__(32 * kMaxWarps)
+template <class T, Pass kPass, Kinds kKinds, bool kResident>
+__global__ void __launch_bounds__(32 * kMaxWarps, 1)
     query_walk(const __grid_constant__ AttentionParameters p, const __grid_constant__ Plan plan) {
   RESCALED_SHARED(memory);
-  using W = Walk<T, kPass>;
+  using W = Walk<T, kPass, kResident>;
   using S = typename W::S;
   W walk(p, plan, memory);
   const int64_t b = walk.take_place();
-  const Elementwise<S> masks(p, b);
-  walk.set_operands(false, b, walk.row_operand), walk.set_operands(true, b, walk.column_operand);
+  walk.set_problem(b);
   walk.load_rows();
   const QueryNumbers<S> numbers[2] = {row_numbers<S>(walk, b, 0), row_numbers<S>(walk, b, 1)};
   typename W::Outputs out = {};
@@ -64,8 +62,7 @@ __global__ void __launch_bounds__(32 * kMaxWarps)
       [&](int64_t i, int stage) {
         const int64_t first = i * W::kColumns;
         GradientTile<W> tile = {};
-        gradient_tile<T, kPass, kTwoSided>(walk, masks, stage, first, tile,
-                                           [&](int, int x) -> const QueryNumbers<S>& { return numbers[x / 2]; });
+        gradient_tile<kPass, kKinds>(walk, stage, first, 0, tile, [&](int, int x) -> const QueryNumbers<S>& { return numbers[x / 2]; });
         walk.accumulate(out, tile.second, 0, stage, first);
         if constexpr (is_second(kPass)) walk.accumulate(out, tile.first, 2, stage, first);
       });
@@ -75,8 +72,8 @@ __global__ void __launch_bounds__(32 * kMaxWarps)
 template <class T, Pass kPass>
 const char* run(const AttentionParameters& p, void* stream) {
   const Plan plan = plan_of<T>(p, kPass, shared_bytes_of_device());
-  return launch(p.kind == Kind::exp ? query_walk<T, kPass, false> : query_walk<T, kPass, true>, plan.blocks,
-                32 * plan.warps, plan.shared_bytes, stream, p, plan);
+  return launch_walk(p, plan, stream, query_walk<T, kPass, Kinds::exp, true>,
+                     query_walk<T, kPass, Kinds::two_sided, true>, query_walk<T, kPass, Kinds::all, false>);
 }
 
 }  // namespace

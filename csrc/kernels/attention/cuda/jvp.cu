@@ -7,16 +7,16 @@
 namespace rescaled {
 namespace {
 
-template <class T, bool kTwoSided>
-__global__ void __launch_bounds__(32 * kMaxWarps)
+template <class T, Kinds kKinds, bool kResident>
+__global__ void __launch_bounds__(32 * kMaxWarps, 1)
     jvp_walk(const __grid_constant__ AttentionParameters p, const __grid_constant__ Plan plan) {
   RESCALED_SHARED(memory);
-  using W = Walk<T, Pass::jvp>;
+  using W = Walk<T, Pass::jvp, kResident>;
   using S = typename W::S;
   W walk(p, plan, memory);
   const int64_t b = walk.take_place();
-  const Elementwise<S> masks(p, b);
-  walk.set_operands(false, b, walk.row_operand), walk.set_operands(true, b, walk.column_operand);
+  walk.set_problem(b);
+  const Elementwise<S>& masks = walk.problems[0].masks;
   walk.load_rows();
 
   const S scale = static_cast<S>(p.scale * kLog2e), tangent_scale = static_cast<S>(p.scale);
@@ -33,14 +33,14 @@ __global__ void __launch_bounds__(32 * kMaxWarps)
       [&](int64_t i, int stage) {
         const int64_t first = i * W::kColumns;
         typename W::Scores score = {}, tangent = {};
-        walk.template product<false>(score, 0, 0, stage, first);
-        walk.template product<false>(tangent, 2, 0, stage, first);
-        walk.template product<false>(tangent, 0, 2, stage, first);
+        walk.template product<false>(score, 0, 0, stage, first, 0);
+        walk.template product<false>(tangent, 2, 0, stage, first, 0);
+        walk.template product<false>(tangent, 0, 2, stage, first, 0);
         ElementValues<S, W::kTiles> values;
         fill_values(walk, masks, first, true, values);
         RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) {
-          const Weights<S> w = weights_of<S, kTwoSided>(score[j][x] * scale, values.weighted, values.log_weight(j, x),
-                                                        numbers[x / 2], masks.odd);
+          const Weights<S> w = weights_of<S, kKinds>(p.kind, score[j][x] * scale, values.weighted, values.log_weight(j, x),
+                                                        numbers[x / 2]);
           const S score_tangent = tangent[j][x] * tangent_scale, bias_tangent = values.tangent(j, x);
           const S drop = values.dropout(j, x), moved = w.r * score_tangent + w.a * bias_tangent;
           log_tangent[x / 2] += w.odd * score_tangent + w.even * bias_tangent;
@@ -70,8 +70,8 @@ const char* attention_jvp(const AttentionParameters& p, void* stream) {
   return with_element_type(p.query.dtype, [&](auto element) {
     using T = decltype(element);
     const Plan plan = plan_of<T>(p, Pass::jvp, shared_bytes_of_device());
-    return launch(p.kind == Kind::exp ? jvp_walk<T, false> : jvp_walk<T, true>, plan.blocks, 32 * plan.warps,
-                  plan.shared_bytes, stream, p, plan);
+    return launch_walk(p, plan, stream, jvp_walk<T, Kinds::exp, true>, jvp_walk<T, Kinds::two_sided, true>,
+                       jvp_walk<T, Kinds::all, false>);
   });
 }
 

@@ -2,8 +2,9 @@
 // The steps of the primitives on the host, one a file, put together by run.cu. Each enqueues its kernel and returns the
 // name of an error, or nullptr.
 #pragma once
+#include "../../cuda/device.h"
 #include "../../element.h"
-#include "../parameters.h"
+#include "plan.h"
 
 namespace rescaled {
 
@@ -14,6 +15,14 @@ const char* attention_query_numbers(const AttentionParameters&, bool second, voi
 const char* attention_gradient_query(const AttentionParameters&, bool second, void* stream);
 const char* attention_gradient_key(const AttentionParameters&, bool second, void* stream);
 const char* attention_gradient_bias(const AttentionParameters&, bool second, void* stream);
+
+// Of the three kernels of a walk the one that serves this problem.
+template <class Kernel>
+const char* launch_walk(const AttentionParameters& p, const Plan& plan, void* stream, Kernel exp, Kernel two_sided,
+                        Kernel blocked) {
+  return launch(!plan.resident ? blocked : p.kind == Kind::exp ? exp : two_sided, plan.blocks, 32 * plan.warps,
+                plan.shared_bytes, stream, p, plan);
+}
 
 template <class Function>
 const char* with_element_type(DType dtype, Function f) {

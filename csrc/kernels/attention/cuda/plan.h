@@ -24,17 +24,20 @@ constexpr int kWarpRows = 16, kMaxWarps = 8;
 // Columns of a tile. Each costs a thread (columns / 2) registers for every product of scores: forward has one, JVP and
 // the gradients two, the second pass of the double backward four, beside the outputs' 64 (128 by keys).
 template <class T>
-RESCALED_HOST_DEVICE constexpr int tile_columns(Pass pass) {
-  if (sizeof(T) == 8) return 16;
+RESCALED_HOST_DEVICE constexpr int tile_columns(Pass pass, bool resident) {
+  if (sizeof(T) == 8 || !resident) return 16;
   if (pass == Pass::forward) return sizeof(T) == 2 ? 64 : 32;
-  return pass == Pass::key_second ? 16 : 32;
+  return by_keys(pass) ? 16 : 32;
 }
 // Columns of the output that one block makes; a wider output takes several blocks, each with the scores anew.
 template <class T>
-RESCALED_HOST_DEVICE constexpr int output_columns(Pass) {
-  return sizeof(T) == 8 ? 32 : 128;  // float64: two registers a number
+RESCALED_HOST_DEVICE constexpr int output_columns(Pass, bool resident) {
+  return sizeof(T) == 8 ? 32 : resident ? 128 : 64;  // float64: two registers a number
 }
 constexpr int kChunk = 64;  // depth of a product's step where the operands do not fit into shared memory
+
+// The kinds a kernel serves. The blocked ones, for head sizes that are rare, serve all: half the code to compile.
+enum class Kinds { exp, two_sided, all };
 
 // The operands of the two sides; index 0 and 2 have head_size columns, 1 and 3 value_size.
 //   queries: query, grad_output, tangent_query, -          keys: key, value, tangent_key, tangent_value
@@ -57,14 +60,14 @@ RESCALED_HOST_DEVICE int64_t least(int64_t a, int64_t b) { return a < b ? a : b;
 
 struct Plan {
   int warps = 4, stages = 1;
-  bool resident = true;  // all columns of the operands in shared memory; else in chunks of the depth
+  bool resident = true;  // all columns of the operands in shared memory; else in steps of kChunk ("blocked")
   int64_t row_blocks = 1, output_chunks = 1, blocks = 0, shared_bytes = 0;
 };
 
 // What a query brings to the gradients (weights.h): arrays of the arithmetic type.
 constexpr int kQueryArrays = 7;
 
-// Where the tiles lie in shared memory, in elements; -1: absent.
+// Where the tiles lie in shared memory behind the block's problems (walk.h), in elements; -1: absent.
 struct Layout {
   int row[kOperands], column[kOperands], numbers = 0;  // the latter two of stage 0
   int stage = 0, elements = 0;                         // elements of one stage; of all
@@ -75,12 +78,15 @@ RESCALED_HOST_DEVICE int tile_ld(int64_t columns) {  // padded so that no two ro
 }
 // Outputs leave through shared memory, 32 columns at a time, for stores of whole lines.
 constexpr int kStoreColumns = 32, kStoreLd = kStoreColumns + 4;
+constexpr int kProblemBytes = 1024;
+template <class T>
+constexpr int kPerNumber = sizeof(T) == 8 ? 1 : 4 / static_cast<int>(sizeof(T));  // elements of the arithmetic type's size
 template <class T>
 RESCALED_HOST_DEVICE Layout layout_of(const AttentionParameters& p, Pass pass, const Plan& plan) {
   Layout l;
   const bool keys = by_keys(pass);
-  const int rows = kWarpRows * plan.warps, columns = tile_columns<T>(pass);
-  const int wide = output_columns<T>(pass) > kChunk ? output_columns<T>(pass) : kChunk;
+  const int rows = kWarpRows * plan.warps, columns = tile_columns<T>(pass, plan.resident);
+  const int wide = output_columns<T>(pass, plan.resident) > kChunk ? output_columns<T>(pass, plan.resident) : kChunk;
   for (int i = 0; i < kOperands; ++i) {
     l.row[i] = operand(p, pass, keys, i) == nullptr ? -1 : plan.resident ? l.elements : 0;
     if (plan.resident && l.row[i] >= 0) l.elements += rows * tile_ld<T>(operand_columns(p, i));
@@ -92,11 +98,16 @@ RESCALED_HOST_DEVICE Layout layout_of(const AttentionParameters& p, Pass pass, c
   }
   if (!plan.resident) l.stage = columns * tile_ld<T>(wide);
   l.numbers = l.elements + l.stage;
-  if (keys) l.stage += kQueryArrays * columns * (sizeof(T) == 8 ? 1 : 4 / static_cast<int>(sizeof(T)));
+  if (keys) l.stage += kQueryArrays * columns * kPerNumber<T>;
   l.elements += plan.stages * l.stage;
-  const int leaving = rows * kStoreLd * (sizeof(T) == 8 ? 1 : 4 / static_cast<int>(sizeof(T)));
+  const int leaving = rows * kStoreLd * kPerNumber<T>;
   if (l.elements < leaving) l.elements = leaving;
   return l;
+}
+
+template <class T>
+int64_t shared_bytes_of(const AttentionParameters& p, Pass pass, const Plan& plan) {
+  return kProblemBytes + layout_of<T>(p, pass, plan).elements * static_cast<int64_t>(sizeof(T));
 }
 
 template <class T>
@@ -110,15 +121,15 @@ Plan plan_of(const AttentionParameters& p, Pass pass, int64_t shared_limit) {
   for (int warps = most; warps >= 1 && !fits; warps /= 2)
     for (int stages = 2; stages >= 1 && !fits; --stages) {
       plan.warps = warps, plan.stages = stages;
-      plan.shared_bytes = layout_of<T>(p, pass, plan).elements * static_cast<int64_t>(sizeof(T));
+      plan.shared_bytes = shared_bytes_of<T>(p, pass, plan);
       fits = plan.shared_bytes <= shared_limit;
     }
   if (!fits) {  // every depth: 45 KB in float64, the widest
     plan.resident = false, plan.stages = 1, plan.warps = most < 4 ? most : 4;
-    plan.shared_bytes = layout_of<T>(p, pass, plan).elements * static_cast<int64_t>(sizeof(T));
+    plan.shared_bytes = shared_bytes_of<T>(p, pass, plan);
   }
   plan.row_blocks = (rows + kWarpRows * plan.warps - 1) / (kWarpRows * plan.warps);
-  const int64_t wide = output_columns<T>(pass);
+  const int64_t wide = output_columns<T>(pass, plan.resident);
   const int64_t width = pass == Pass::query || pass == Pass::query_second ? p.head_size
                         : by_keys(pass) ? (p.head_size > p.value_size ? p.head_size : p.value_size)
                                         : p.value_size;

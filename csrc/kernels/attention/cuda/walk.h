@@ -1,34 +1,43 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // One block's walk (plan.h): where it is, the operands it holds and meets, and their products.
 #pragma once
-#include "tile.h"
+#include "masks.h"
 
 namespace rescaled {
 namespace {
 
-template <class T, Pass kPass>
+// What a block must know of a problem, in shared memory: registers are for the products.
+template <class S>
+struct Problem {
+  InputView row[kOperands], column[kOperands];
+  Elementwise<S> masks;
+};
+static_assert(2 * sizeof(Problem<double>) <= kProblemBytes);
+
+template <class T, Pass kPass, bool kIsResident>
 struct Walk {
-  static constexpr bool kByKeys = by_keys(kPass);
-  static constexpr int kColumns = tile_columns<T>(kPass), kTiles = kColumns / 8;
-  static constexpr int kOutColumns = output_columns<T>(kPass), kOut = kOutColumns / 8;
+  static constexpr bool kByKeys = by_keys(kPass), kResident = kIsResident;
+  static constexpr int kColumns = tile_columns<T>(kPass, kResident), kTiles = kColumns / 8;
+  static constexpr int kOutColumns = output_columns<T>(kPass, kResident), kOut = kOutColumns / 8;
   using S = Scalar<T>;
   using Scores = S[kTiles][4];
   using Outputs = S[kOut][4];
 
   const AttentionParameters& p;
   const Plan& plan;
-  const Layout layout;
+  Problem<S>* const problems;  // two: of even and of odd heads of a group
   T* const shared;
+  const Layout layout;
   const int warp, g, t;
   const int64_t row_count, column_count;
   int64_t first_row = 0, first_output = 0;  // of the block: its rows, the columns of its output
-  InputView row_operand[kOperands], column_operand[kOperands];
 
   RESCALED_MEMBER Walk(const AttentionParameters& parameters, const Plan& plan, unsigned char* memory)
       : p(parameters),
         plan(plan),
+        problems(reinterpret_cast<Problem<S>*>(memory)),
+        shared(reinterpret_cast<T*>(memory + kProblemBytes)),
         layout(layout_of<T>(parameters, kPass, plan)),
-        shared(reinterpret_cast<T*>(memory)),
         warp(thread_index() / 32),
         g(thread_index() % 32 / 4),
         t(thread_index() % 4),
@@ -55,29 +64,36 @@ struct Walk {
     return (count + kColumns - 1) / kColumns;
   }
 
-  RESCALED_MEMBER void set_operands(bool keys, int64_t b, InputView (&to)[kOperands]) const {
-    RESCALED_UNROLL for (int i = 0; i < kOperands; ++i) {
-      const Input* m = operand(p, kPass, keys, i);
-      to[i] = m != nullptr ? matrix(*m, p, b) : InputView{nullptr, DType::float32, 0, 0};
+  // Problem `b`, for all threads; none of them reads the one before any more.
+  RESCALED_MEMBER void set_problem(int64_t b, int parity = 0) const {
+    Problem<S>& to = problems[parity];
+    const int thread = thread_index();
+    if (thread < 2 * kOperands) {
+      const bool row = thread < kOperands;
+      const Input* m = operand(p, kPass, row == kByKeys, thread % kOperands);
+      (row ? to.row : to.column)[thread % kOperands] =
+          m != nullptr ? matrix(*m, p, b) : InputView{nullptr, DType::float32, 0, 0};
     }
+    if (thread == 2 * kOperands) to.masks.set(p, b);
+    block_barrier();
   }
 
   // Copies, not yet committed.
-  RESCALED_MEMBER void load_rows() const {
-    if (!plan.resident) return;
+  RESCALED_MEMBER void load_rows(int parity = 0) const {
+    if (!kResident) return;
     RESCALED_UNROLL for (int i = 0; i < kOperands; ++i) {
       const int64_t width = operand_columns(p, i);
       if (layout.row[i] >= 0)
-        load_tile<T>(shared + layout.row[i], tile_ld<T>(width), kWarpRows * plan.warps, row_operand[i], first_row,
+        load_tile<T>(shared + layout.row[i], tile_ld<T>(width), kWarpRows * plan.warps, problems[parity].row[i], first_row,
                      row_count, 0, width);
     }
   }
-  RESCALED_MEMBER void load_columns(int stage, int64_t first) const {
-    if (!plan.resident) return;
+  RESCALED_MEMBER void load_columns(int stage, int64_t first, int parity = 0) const {
+    if (!kResident) return;
     RESCALED_UNROLL for (int i = 0; i < kOperands; ++i) {
       const int64_t width = operand_columns(p, i);
       if (layout.column[i] >= 0)
-        load_tile<T>(shared + layout.column[i] + stage * layout.stage, tile_ld<T>(width), kColumns, column_operand[i],
+        load_tile<T>(shared + layout.column[i] + stage * layout.stage, tile_ld<T>(width), kColumns, problems[parity].column[i],
                      first, column_count, 0, width);
     }
   }
@@ -85,39 +101,40 @@ struct Walk {
   // acc += (row operand r) (column operand c)^T; nothing where one is absent. In one step where both are resident, else
   // in steps of kChunk through memory that all products share.
   template <bool kSwapped>
-  RESCALED_MEMBER void product(Scores& acc, int r, int c, int stage, int64_t first) const {
+  RESCALED_MEMBER void product(Scores& acc, int r, int c, int stage, int64_t first, int parity) const {
     if (layout.row[r] < 0 || layout.column[c] < 0) return;
-    const int64_t width = operand_columns(p, r), step = plan.resident ? width : kChunk;
+    const int64_t width = operand_columns(p, r), step = kResident ? width : kChunk;
     const int ld = tile_ld<T>(step);
     T* const rows = shared + layout.row[r];
     T* const columns = shared + layout.column[c] + stage * layout.stage;
     RESCALED_ROLLED for (int64_t d = 0; d < width; d += step) {
       const int64_t part = least(width - d, step);
-      if (!plan.resident) {
-        load_tile<T>(rows, ld, kWarpRows * plan.warps, row_operand[r], first_row, row_count, d, part);
-        load_tile<T>(columns, ld, kColumns, column_operand[c], first, column_count, d, part);
+      if (!kResident) {
+        load_tile<T>(rows, ld, kWarpRows * plan.warps, problems[parity].row[r], first_row, row_count, d, part);
+        load_tile<T>(columns, ld, kColumns, problems[parity].column[c], first, column_count, d, part);
         arrive();
       }
       multiply_rows<T, kTiles, kSwapped>(acc, rows + warp * kWarpRows * ld, ld, columns, ld,
                                          static_cast<int>(round_up(part, 16)));
-      if (!plan.resident) block_barrier();
+      if (!kResident) block_barrier();
     }
   }
 
   // out += weights (columns [first_output, first_output + kOutColumns) of column operand c)
-  RESCALED_MEMBER void accumulate(Outputs& out, const Scores& weights, int c, int stage, int64_t first) const {
+  RESCALED_MEMBER void accumulate(Outputs& out, const Scores& weights, int c, int stage, int64_t first,
+                                  int parity = 0) const {
     const int64_t width = operand_columns(p, c);
     if (layout.column[c] < 0 || first_output >= width) return;
     const int64_t part = least(width - first_output, kOutColumns);
     T* const columns = shared + layout.column[c] + stage * layout.stage;
-    const int ld = tile_ld<T>(plan.resident ? width : kOutColumns);
-    if (!plan.resident) {
-      load_tile<T>(columns, ld, kColumns, column_operand[c], first, column_count, first_output, part);
+    const int ld = tile_ld<T>(kResident ? width : kOutColumns);
+    if (!kResident) {
+      load_tile<T>(columns, ld, kColumns, problems[parity].column[c], first, column_count, first_output, part);
       arrive();
     }
-    multiply_weights<T, kTiles, kOut>(out, weights, columns + (plan.resident ? first_output : 0), ld,
+    multiply_weights<T, kTiles, kOut>(out, weights, columns + (kResident ? first_output : 0), ld,
                                       static_cast<int>(part));
-    if (!plan.resident) block_barrier();
+    if (!kResident) block_barrier();
   }
 
   // What was copied is there for all threads.

@@ -4,64 +4,10 @@
 //   (5)  ad = r Sd + a (betad - ld),  rd = a Sd + r (betad - ld),  (nd, pd) = (ad, rd) for sinh, else (rd, ad),
 //        dS2 = rd E + r Ed - nd delta - n deltad,  dbeta2 = ad E + a Ed - pd delta - p deltad,  Ed = G Vd^T
 #pragma once
-#include "../../random.h"
-#include "tile.h"
+#include "masks.h"
 
 namespace rescaled {
 namespace {
-
-constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
-
-// Masks, bias, dropout of one problem.
-template <class S>
-struct Elementwise {
-  int64_t queries, keys;
-  bool causal, odd;  // odd: kind sinh
-  InputView bias, mask, tangent_bias;
-  uint32_t seed_low = 0, seed_high = 0, threshold = 0;
-  S kept = 1;
-  bool drops;
-  RESCALED_MEMBER Elementwise(const AttentionParameters& p, int64_t b)
-      : queries(p.queries),
-        keys(p.keys),
-        causal(p.causal),
-        odd(p.kind == Kind::sinh),
-        bias(matrix(p.bias, p, b)),
-        mask(matrix(p.mask, p, b)),
-        tangent_bias(matrix(p.tangent_bias, p, b)),
-        drops(p.dropout_p > 0) {
-    if (!drops) return;
-    const uint64_t seed = *static_cast<const uint64_t*>(matrix(p.dropout_seed, p, b).data);
-    seed_low = static_cast<uint32_t>(seed), seed_high = static_cast<uint32_t>(seed >> 32);
-    threshold = dropout_threshold(p.dropout_p), kept = static_cast<S>(1 / (1 - p.dropout_p));
-  }
-
-  // Does a tile of these queries and keys need log weights at all?
-  RESCALED_MEMBER bool weighted(int64_t first_query, int64_t last_query, int64_t last_key) const {
-    return bias.data != nullptr || mask.data != nullptr || last_query >= queries || last_key >= keys ||
-           (causal && last_key > first_query);
-  }
-  // In units of log 2; -inf where masked, and beyond the problem.
-  RESCALED_MEMBER S log_weight(int64_t query, int64_t key) const {
-    const S masked = -infinity<S>();
-    if (query >= queries || key >= keys || (causal && key > query)) return masked;
-    if (mask.data != nullptr && !static_cast<const bool*>(mask.data)[query * mask.row + key * mask.column])
-      return masked;
-    return bias.data != nullptr ? static_cast<S>(kLog2e) * number_at<S>(bias, query * bias.row + key * bias.column)
-                                : S(0);
-  }
-  RESCALED_MEMBER S tangent(int64_t query, int64_t key) const {
-    const bool there = tangent_bias.data != nullptr && query < queries && key < keys;
-    return there ? number_at<S>(tangent_bias, query * tangent_bias.row + key * tangent_bias.column) : S(0);
-  }
-  // 0 or 1 / (1 - dropout_p)
-  RESCALED_MEMBER S dropout(int64_t query, int64_t key) const {
-    if (!drops) return S(1);
-    return dropout_keeps(seed_low, seed_high, static_cast<uint32_t>(query), static_cast<uint32_t>(key), threshold)
-               ? kept
-               : S(0);
-  }
-};
 
 // The same for the elements of a tile: in memory, filled by a loop, so that the unrolled arithmetic stays small where a
 // tile has none of it (the interior of a causal problem, and one without masks and dropout).
@@ -121,17 +67,17 @@ template <class S>
 struct Weights {
   S even, odd, a, r;
 };
-template <class S, bool kTwoSided>
-RESCALED_DEVICE Weights<S> weights_of(S score, bool weighted, S log_weight, const QueryNumbers<S>& q, bool odd_kind) {
+template <class S, Kinds kKinds>
+RESCALED_DEVICE Weights<S> weights_of(Kind kind, S score, bool weighted, S log_weight, const QueryNumbers<S>& q) {
   Weights<S> w;
-  if constexpr (!kTwoSided) {
+  if (kKinds == Kinds::exp || (kKinds == Kinds::all && kind == Kind::exp)) {
     w.even = w.odd = w.a = w.r = exp2_of(weighted ? (score + log_weight) - q.shift : score - q.shift);
   } else {
     const cuda::Weight<S> weight =
         weighted ? cuda::split_weight<S>(log_weight - q.shift) : cuda::Weight<S>{q.exponent, q.factor};
     cuda::two_sided<S>(score, weight.exponent, w.even, w.odd);
     w.even *= weight.factor, w.odd *= weight.factor;
-    w.a = odd_kind ? w.odd : w.even, w.r = odd_kind ? w.even : w.odd;
+    w.a = kind == Kind::sinh ? w.odd : w.even, w.r = kind == Kind::sinh ? w.even : w.odd;
   }
   return w;
 }
@@ -141,9 +87,11 @@ template <class S>
 struct ElementGradients {
   S value, first, second, bias;
 };
-template <class S, bool kTwoSided, bool kSecond>
-RESCALED_DEVICE ElementGradients<S> gradients_of(const Weights<S>& w, const QueryNumbers<S>& q, bool odd_kind, S drop,
+template <class S, Kinds kKinds, bool kSecond>
+RESCALED_DEVICE ElementGradients<S> gradients_of(Kind kind, const Weights<S>& w, const QueryNumbers<S>& q, S drop,
                                                  S product_e, S score_tangent, S product_ed, S bias_tangent) {
+  constexpr bool kTwoSided = kKinds != Kinds::exp;  // exp is the case of a = r
+  const bool odd_kind = kind == Kind::sinh;
   ElementGradients<S> d;
   const S e = product_e * drop + q.grad_balance;
   d.first = kTwoSided ? w.r * e - w.odd * q.delta : w.a * (e - q.delta);
