@@ -27,7 +27,7 @@ template <class T>
 RESCALED_HOST_DEVICE constexpr int tile_columns(Pass pass, bool resident) {
   if (sizeof(T) == 8 || !resident) return 16;
   if (pass == Pass::forward) return sizeof(T) == 2 ? 64 : 32;
-  return by_keys(pass) ? 16 : 32;
+  return by_keys(pass) || is_second(pass) ? 16 : 32;
 }
 // Columns of the output that one block makes; a wider output takes several blocks, each with the scores anew.
 template <class T>
