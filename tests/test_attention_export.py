@@ -5,6 +5,7 @@ import io
 
 import pytest
 import torch
+from helpers import as_plain_tensors, export_grouped_heads
 from torch import Tensor
 from torch.export import Dim
 
@@ -69,7 +70,8 @@ def saved_and_loaded(save, load, what):
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_export_with_dynamic_batch_and_length(name):
-    program, model, x = exported(name)
+    with as_plain_tensors(export_grouped_heads):
+        program, model, x = exported(name)
     torch.testing.assert_close(program.module()(*x), model(*x))
     decomposed = program.run_decompositions()
     torch.testing.assert_close(decomposed.module()(*x), model(*x))
@@ -91,7 +93,8 @@ def test_exported_training_draws_dropout():
 
 @pytest.mark.parametrize("name", ["bias, normalizer", pytest.param("mask", marks=pytest.mark.slow)])
 def test_aot_inductor_package_with_dynamic_batch_and_length(name, tmp_path):
-    program, model, x = exported(name)
+    with as_plain_tensors(export_grouped_heads):
+        program, model, x = exported(name)
     with torch.no_grad():
         path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
         loaded = torch._inductor.aoti_load_package(path)

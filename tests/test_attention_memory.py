@@ -7,6 +7,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from torch_rescaled import attention
 
+# Its first use in a process says so, whatever it is told (torch 2.11).
+pytestmark = pytest.mark.filterwarnings("ignore:Warning. Profiler clears events at the end of each cycle:UserWarning")
+
 N, D = 4096, 16
 SQUARE = 4 * N * N  # bytes of one N x N float32 array
 

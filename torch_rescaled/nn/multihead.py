@@ -327,6 +327,5 @@ def _scores(q: Tensor, k: Tensor) -> Tensor:
     q = q / float(q.size(-1)) ** 0.5
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return torch.matmul(q, k.transpose(-2, -1))
-    device = q.device.type
-    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+    with nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False):  # the meta device has no autocast
         return torch.matmul(q, k.transpose(-2, -1))
