@@ -78,8 +78,8 @@ def status(runs: list[Run], sources: str) -> str:
     lines = []
     if not current:
         lines.append(
-            f"**No GPU has run the CUDA kernels of this version** (sources `{sources}`). They are compiled and linked with nvcc; "
-            "`tests/test_cuda_twin.py` runs their sources on the CPU. On every GPU, CUDA tensors take the plain-tensor path."
+            "**No GPU has run the CUDA kernels of this version:** they are compiled and linked with nvcc, no more. On every GPU, "
+            "CUDA tensors take the plain-tensor path."
         )
     else:
         rows = [["GPU", "compute capability", "torch", "commit", "date", *(p.replace("_", " ") for p in PRIMITIVES)]]
