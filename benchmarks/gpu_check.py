@@ -30,7 +30,7 @@ from gpu_record import PAGE, PRIMITIVES, RECORD, ROOT
 from timing import commit
 
 SECONDS = 520  # of everything together
-LIMITS = {"build": 240, "test": 240, "sanitize": 60, "bench": 150}  # of a command
+LIMITS = {"build": 240, "test": 240, "sanitize": 90, "bench": 150}  # of a command
 LARGEST_LOG = 2**20
 HERE = ROOT / "benchmarks"
 
@@ -177,11 +177,13 @@ def sanitize(job: Job) -> Row:
         return Row("sanitize", True, "not available: no compute-sanitizer")
     details, good = [], True
     for name in ("memcheck", "racecheck"):
-        command = [tool, "--tool", name, "--error-exitcode", 9, sys.executable, HERE / "gpu_exercise.py"]
+        # Without torch's caching allocator every tensor is an allocation whose ends are watched.
+        command = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", tool, "--tool", name, "--error-exitcode", 9]
+        command += [sys.executable, HERE / "gpu_exercise.py", "--few"]
         state, passed = verdict(*job.run("sanitize", command)[0])
         details.append(f"{name}: {state}")
         good = good and passed
-    return Row("sanitize", good, "small problems of every primitive, kind and dtype", details)
+    return Row("sanitize", good, "small problems of every primitive", details)
 
 
 def verdict(status: int | None, output: str) -> tuple[str, bool]:
@@ -205,7 +207,7 @@ def bench(job: Job) -> Row:
     return Row("bench", status == 0, "bench.json" if status == 0 else last_line(output), lines)
 
 
-PARTS: dict[str, Callable[[Job], Row]] = {"build": build, "test": test, "sanitize": sanitize, "bench": bench}
+PARTS: dict[str, Callable[[Job], Row]] = {"build": build, "test": test, "bench": bench, "sanitize": sanitize}
 
 
 def write_status(check: bool) -> int:

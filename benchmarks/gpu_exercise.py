@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Every primitive once on the GPU, at small sizes, against the CPU kernels: what compute-sanitizer watches.
+"""Every primitive on the GPU, at small sizes, against the CPU kernels: a line for each primitive, kind and dtype.
 
-Prints a line for each primitive, kind and dtype; exit status 1 if one is further off than 3 % (half types) or 0.01 %.
+Exit status 1 if one is further off than 3 % (half types) or 0.01 %. With --few: what compute-sanitizer can watch within a minute.
 """
 
 import itertools
@@ -44,9 +44,10 @@ def primitives(x: dict[str, list[Tensor | None]], settings: tuple[object, ...]) 
     }
 
 
-def main() -> int:
+def main(few: bool) -> int:
     good = True
-    for dtype, kind, dropout_p in itertools.product(LIMITS, KINDS, (0.0, 0.3)):
+    everything = itertools.product(LIMITS, KINDS, (0.0, 0.3))
+    for dtype, kind, dropout_p in [(torch.float32, "sinh", 0.3), (torch.bfloat16, "exp", 0.0)] if few else everything:
         x = problem(dtype, dropout_p)
         there = {name: [None if t is None else t.cuda() for t in tensors] for name, tensors in x.items()}
         settings = (dropout_p, True, None, kind)
@@ -65,4 +66,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("--few" in sys.argv[1:]))
