@@ -147,6 +147,40 @@ def test_a_command_is_logged_and_stopped_at_its_limit(tmp_path, monkeypatch):
     assert "[exit status 3]" in log and "[exit status None]" in log
 
 
+EXERCISE = "path cuda:9.0, sources aaaa\nfloat32 exp forward: 1e-07\nfloat32 exp jvp: 1e-07\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "exercise", "failed"),
+    [
+        (0, EXERCISE, set()),
+        (1, EXERCISE + "float32 sinh jvp: nan FAILED\n", {"jvp"}),
+        (1, EXERCISE + "Traceback\nRuntimeError: CUDA error\n", set(gpu_record.PRIMITIVES)),
+        (1, EXERCISE.replace("cuda:9.0", "plain"), set(gpu_record.PRIMITIVES)),
+        (None, EXERCISE, set(gpu_record.PRIMITIVES)),
+        (1, "ImportError\n", set(gpu_record.PRIMITIVES)),
+    ],
+)
+def test_the_record_of_a_run(status, exercise, failed, tmp_path, monkeypatch):
+    """The tests pass; what is recorded is what the exercise says was loaded and taken, and found wrong."""
+
+    def run(job, part, *commands, log=""):
+        for command in commands:
+            for option in command:
+                if str(option).startswith("--junitxml="):
+                    Path(str(option).partition("=")[2]).write_text(junit(None, "skipped"))
+        return [(status, exercise)] if part == "sanitize" else [(0, "")] * len(commands)
+
+    monkeypatch.setattr(gpu_check.Job, "run", run)
+    monkeypatch.setattr(gpu_check.torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    monkeypatch.setattr(gpu_check.torch.cuda, "get_device_capability", lambda: (9, 0))
+    row = gpu_check.test(gpu_check.Job(tmp_path))
+    record = json.loads((tmp_path / "gpu_verified.json").read_text())["runs"][-1]
+    assert record["sources"] == ("unknown" if "Import" in exercise else "aaaa") and record["capability"] == "9.0"
+    assert {name for name, passed in record["primitives"].items() if not passed} == failed
+    assert row.good == (not failed)
+
+
 def test_without_a_gpu_that_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_check.torch.cuda, "is_available", lambda: False)
     assert gpu_check.main(["--part", "test", "--out", str(tmp_path)]) == 1
