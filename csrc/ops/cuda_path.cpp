@@ -4,6 +4,8 @@
 #include <c10/util/Exception.h>
 #include <torch/library.h>
 
+#include <array>
+#include <atomic>
 #include <cstdlib>
 #include <sstream>
 #include <string_view>
@@ -57,7 +59,15 @@ std::string path(int64_t device) {
 
 }  // namespace
 
-bool cuda_kernels_serve(int device) { return kHasKernels && (unverified_allowed() || verified(capability(device))); }
+bool cuda_kernels_serve(int device) {
+  if (!kHasKernels || unverified_allowed()) return kHasKernels;
+  // Asked by every call: what the driver said is kept.
+  enum : char { unasked, yes, no };
+  static std::array<std::atomic<char>, 64> answers{};
+  if (device < 0 || device >= static_cast<int>(answers.size())) return verified(capability(device));
+  if (answers[device] == unasked) answers[device] = verified(capability(device)) ? yes : no;
+  return answers[device] == yes;
+}
 
 void warn_of_plain_path(int device) {
   if (kHasKernels) {
