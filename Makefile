@@ -14,7 +14,7 @@ CPP := $(shell find csrc examples/cpp tests/cpp -name '*.cpp' -o -name '*.h' -o 
 TOOLS = PATH="$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help build wheel demo test test-all test-oldest headers-oldest lint types format sanitize bench clean FORCE
+.PHONY: help build wheel demo test test-all gpu-check test-oldest headers-oldest lint types format sanitize bench clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -83,6 +83,9 @@ test: build ## Every test but the slow ones
 
 test-all: build ## Every test that needs no GPU
 	$(PYTHON) -m pytest -q -m "not gpu"
+
+gpu-check: ## On a machine with a GPU: build, its tests, compute-sanitizer, benchmark (PART=build, test, sanitize or bench: one)
+	@$(or $(ACTIVE),$(PYTHON3)) benchmarks/gpu_check.py
 
 test-oldest: .venv-oldest/pyvenv.cfg ## The tests on the oldest supported torch, in .venv-oldest (downloads gigabytes)
 	@.venv-oldest/bin/python -c "import torch" 2> /dev/null || \

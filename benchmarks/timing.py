@@ -94,6 +94,8 @@ def machine() -> dict[str, Any]:
 
 def commit() -> str:
     """The commit that was measured, marked when the sources differ from it; "unknown" outside a repository."""
+    if shutil.which("git") is None:
+        return "unknown"
     git = ["git", "-C", str(HERE.parent)]
     head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
     if head.returncode != 0:

@@ -2,7 +2,9 @@
 """Cases, and the error bound every accuracy test uses."""
 
 import math
+import os
 import re
+import sysconfig
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -39,6 +41,11 @@ def export_grouped_heads():
     """With a dynamic length: torch 2.11 cannot prove that min(4 L, 8 L) is 4 L."""
     length = torch.export.Dim("length", min=2, max=64)
     torch.export.export(_Heads(), (torch.randn(3, 9, 16),), dynamic_shapes=({1: length},))
+
+
+def with_tools():
+    """The environment in which cmake and ninja are found: they come with Python's."""
+    return {**os.environ, "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])}
 
 
 def dtype_name(value):
@@ -113,19 +120,29 @@ class Case:
             return new(*batch[:-1], 1, rows, columns).expand(*batch, rows, columns)
         return new(*batch, rows, columns)
 
-    def run(self, op, kind, mask):
+    def run(self, op, kind, mask, device="cpu"):
         """`op` and the oracle as functions of the differentiable inputs alone."""
         reference = oracle.grouped if self.gqa else oracle.core
+        mask_there = to(device, mask)
 
         def ours(q, k, v, bias=None):
             return op(
-                q, k, v, bias if bias is not None else mask, is_causal=self.causal, scale=self.scale, enable_gqa=self.gqa, kind=kind
-            )
+                q, k, v, bias if bias is not None else mask_there,
+                is_causal=self.causal, scale=self.scale, enable_gqa=self.gqa, kind=kind,
+            )  # fmt: skip
 
         def dense(q, k, v, bias=None):
             return reference(q, k, v, bias, mask, causal=self.causal, scale=self.scale, kind=kind)
 
         return ours, dense
+
+
+def to(device, t):
+    """The tensor on a device, its strides and its offset kept (`Tensor.to` packs what is not dense)."""
+    if t is None or t.device.type == device:
+        return t
+    storage = t.as_strided((t.untyped_storage().nbytes() // t.element_size(),), (1,), 0)
+    return storage.to(device).as_strided(t.shape, t.stride(), t.storage_offset())
 
 
 def random_like(tensors, layout="contiguous"):
@@ -211,11 +228,11 @@ def units_of(case, exact, along, leaves, moving, rows):
     }
 
 
-def check(case, dtype, kind, op=None):
-    """Ours against the float64 truth, measured by the same formulas in the same dtype."""
+def check(case, dtype, kind, op=None, device="cpu"):
+    """Ours, on the device, against the float64 truth, measured by the same formulas in the same dtype."""
     op = op or torch_rescaled.attention_with_normalizer
     inputs, mask = case.tensors(dtype)
-    ours, dense = case.run(op, kind, mask)
+    ours, dense = case.run(op, kind, mask, device)
     exact = [t.double() for t in inputs]
     leaves = tuple(range(len(inputs))) if case.leaves is None else case.leaves
     moving = leaves if case.moving is None else case.moving
@@ -246,7 +263,9 @@ def check(case, dtype, kind, op=None):
             rounded = [t * (1 + torch.finfo(dtype).eps * torch.randn_like(t)) for t in inputs]
         return derivatives(lambda *x: dense(*(t.to(compute) for t in x)), rounded)
 
+    results = derivatives(ours, [to(device, t) for t in inputs], case.gradient_layout)
+    results = {name: [t.cpu() for t in tensors] for name, tensors in results.items()}
     assert_as_accurate(
-        derivatives(ours, inputs, case.gradient_layout), in_dtype(dtype), derivatives(dense, exact), dtype, score,
+        results, in_dtype(dtype), derivatives(dense, exact), dtype, score,
         units_of(case, exact, along, leaves, moving, shapes[1].numel()), in_dtype(torch.float32) if dtype in HALF else None,
     )  # fmt: skip

@@ -47,7 +47,7 @@ def grouped(q, k, v, bias=None, mask=None, **settings):
 
 
 def _as(x: Tensor, like: Tensor, layout: str) -> Tensor:
-    return lay_out(x.to(like.dtype), layout)
+    return lay_out(x.to(like.device, like.dtype), layout)
 
 
 def lay_out(x: Tensor, layout: str) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from helpers import DTYPES, HALF, KINDS, Case, assert_as_accurate, dtype_name, largest, random_like, scores_of, units_of
 
 OPS = torch.ops.torch_rescaled
+pytestmark = pytest.mark.usefixtures("on_device")
 
 
 def threefry(key, counter, rounds=13):

@@ -11,6 +11,8 @@ from torch.func import jvp, vjp
 
 from torch_rescaled import attention, attention_with_normalizer
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 def inputs(batch=(1, 2), kv_batch=(1, 1), n=3, m=4):
     shapes = ((*batch, n, 2), (*kv_batch, m, 2), (*kv_batch, m, 2), (1, 2, n, m))

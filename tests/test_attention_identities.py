@@ -11,6 +11,7 @@ from helpers import KINDS, dtype_name
 from torch_rescaled import attention, attention_with_normalizer
 
 DOUBLE = torch.float64
+pytestmark = pytest.mark.usefixtures("on_device")
 
 
 def qkv(n=11, m=14, d=6, dv=5, batch=(2, 3), dtype=DOUBLE, scale=1.0):

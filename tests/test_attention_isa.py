@@ -40,14 +40,14 @@ def run(isa, *arguments):
 def test_oracle(isa):
     if isa == NATIVE:
         pytest.skip(f"this process runs on {isa}: the oracle's own file is this test")
-    run(isa, "test_attention_oracle.py", "-m", "not slow", "-k", f"test_derivatives and ({SWEEP})")
+    run(isa, "test_attention_oracle.py", "-m", "not slow and not gpu", "-k", f"test_derivatives and ({SWEEP})")
 
 
 @pytest.mark.parametrize("isa", ORDER)
 def test_identities(isa):
     if isa == NATIVE:
         pytest.skip(f"this process runs on {isa}: the identities' own file is this test")
-    run(isa, "-m", "not slow", *(f"test_attention_{name}.py" for name in ("identities", "exact", "masking")))
+    run(isa, "-m", "not slow and not gpu", *(f"test_attention_{name}.py" for name in ("identities", "exact", "masking")))
 
 
 @pytest.mark.slow
@@ -56,6 +56,6 @@ def test_everything(isa):
     run(
         isa,
         "-m",
-        "not slow",
+        "not slow and not gpu",
         *(f"test_attention_{name}.py" for name in ("oracle", "identities", "exact", "masking", "properties", "dropout")),
     )

@@ -10,6 +10,7 @@ from helpers import DTYPES, KINDS, dtype_name
 from torch_rescaled import attention, attention_with_normalizer
 
 EVERY_KIND = [*KINDS, "signed"]
+pytestmark = pytest.mark.usefixtures("on_device")
 
 
 def qkv(n=11, m=14, d=6, dv=5, batch=(2, 3), kv_batch=None, dtype=torch.float64, shift=0.0):
@@ -25,7 +26,7 @@ def everything(f, x):
     generator = torch.Generator().manual_seed(3)
 
     def weights(tensors):
-        return [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype) for t in tensors]
+        return [torch.randn(t.shape, generator=generator, dtype=torch.float64, device="cpu").to(t) for t in tensors]
 
     g = [t.requires_grad_() for t in weights(out)]
     first = torch.autograd.grad(out, x, g, create_graph=True)

@@ -73,15 +73,15 @@ CASES = [
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_derivatives(case, dtype, kind):
-    check(case, dtype, kind)
+def test_derivatives(case, dtype, kind, device):
+    check(case, dtype, kind, device=device)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", HALF, ids=dtype_name)
 @pytest.mark.parametrize("holes", [False, True])
-def test_float32_bias_with_half_precision(kind, dtype, holes):
-    check(Case(bias=(3, 13, 17), bias_dtype=torch.float32, holes=holes), dtype, kind)
+def test_float32_bias_with_half_precision(kind, dtype, holes, device):
+    check(Case(bias=(3, 13, 17), bias_dtype=torch.float32, holes=holes), dtype, kind, device=device)
 
 
 PARTS = [
@@ -93,20 +93,20 @@ PARTS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("part", PARTS, ids=str)
-def test_some_leaves_cotangents_and_tangents(part, kind):
-    check(replace(part, n=31, m=70, bias=(1, 3, 31, 70), causal=True), torch.float32, kind)
+def test_some_leaves_cotangents_and_tangents(part, kind, device):
+    check(replace(part, n=31, m=70, bias=(1, 3, 31, 70), causal=True), torch.float32, kind, device=device)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("leaves", [s for n in (1, 2, 3, 4) for s in itertools.combinations(range(4), n)], ids=str)
 @pytest.mark.parametrize("outputs", [s for n in (1, 2, 3) for s in itertools.combinations(range(3), n)], ids=str)
-def test_every_subset_of_leaves_and_cotangents(leaves, outputs, kind):
+def test_every_subset_of_leaves_and_cotangents(leaves, outputs, kind, device):
     for n in range(1, len(leaves) + 1):
         for moving in itertools.combinations(leaves, n):
             case = Case(bias=(3, 13, 17), leaves=leaves, moving=moving, outputs=outputs)
             for dtype in (torch.float64, torch.bfloat16):
-                check(case, dtype, kind)
+                check(case, dtype, kind, device=device)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -119,8 +119,8 @@ def test_every_subset_of_leaves_and_cotangents(leaves, outputs, kind):
     ],
     ids=str,
 )  # fmt: skip
-def test_empty(shape, dtype, kind):
-    check(Case(**shape), dtype, kind)
+def test_empty(shape, dtype, kind, device):
+    check(Case(**shape), dtype, kind, device=device)
 
 
 @pytest.mark.slow
@@ -128,8 +128,13 @@ def test_empty(shape, dtype, kind):
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("d", [65, 96, 127, 128, 129, 257, 512])
 @pytest.mark.parametrize("dv", [1, 64, 65, 128, 257])
-def test_large_heads(d, dv, dtype, kind):
-    check(Case(n=35, m=70, d=d, dv=dv, batch=(2, 4), kv_batch=(2, 2), gqa=True, causal=True, bias=(1, 4, 1, 70)), dtype, kind)
+def test_large_heads(d, dv, dtype, kind, device):
+    check(
+        Case(n=35, m=70, d=d, dv=dv, batch=(2, 4), kv_batch=(2, 2), gqa=True, causal=True, bias=(1, 4, 1, 70)),
+        dtype,
+        kind,
+        device=device,
+    )
 
 
 @pytest.mark.slow
@@ -137,12 +142,12 @@ def test_large_heads(d, dv, dtype, kind):
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "sliced", "expanded"])
 @pytest.mark.parametrize("gradient_layout", ["contiguous", "transposed", "sliced", "expanded"])
-def test_every_pair_of_layouts(layout, gradient_layout, dtype, kind):
-    check(Case(n=53, m=70, layout=layout, gradient_layout=gradient_layout, bias=(3, 53, 70)), dtype, kind)
+def test_every_pair_of_layouts(layout, gradient_layout, dtype, kind, device):
+    check(Case(n=53, m=70, layout=layout, gradient_layout=gradient_layout, bias=(3, 53, 70)), dtype, kind, device=device)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_long(dtype, kind):
-    check(Case(n=1100, m=900, d=64, dv=80, batch=(2,), causal=True), dtype, kind)
+def test_long(dtype, kind, device):
+    check(Case(n=1100, m=900, d=64, dv=80, batch=(2,), causal=True), dtype, kind, device=device)

@@ -32,6 +32,22 @@ def test_a_missing_library_is_refused(elsewhere):
         _library._load()
 
 
+def test_another_library_that_is_missing_is_refused(elsewhere, monkeypatch):
+    other = elsewhere.with_name("other.so")
+    monkeypatch.setenv("TORCH_RESCALED_LIBRARY", str(other))
+    with pytest.raises(
+        ImportError, match=re.escape(f"expected an operator library at {other}, which TORCH_RESCALED_LIBRARY names")
+    ):
+        _library._load()
+
+
+def test_another_library_is_loaded_in_place_of_the_packages_own(elsewhere, monkeypatch):
+    elsewhere.with_name("other.so").write_bytes(b"not a library")
+    monkeypatch.setenv("TORCH_RESCALED_LIBRARY", str(elsewhere.with_name("other.so")))
+    with pytest.raises(ImportError, match=r"does not load with torch .*other\.so"):
+        _library._load()
+
+
 def test_a_library_that_does_not_load_is_refused(elsewhere):
     elsewhere.write_bytes(b"not a library")
     message = rf"does not load with torch {re.escape(torch.__version__)}; it serves only the torch release .* \(.*{elsewhere}"

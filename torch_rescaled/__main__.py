@@ -51,10 +51,16 @@ def self_check(kind: str, dtype: torch.dtype) -> dict[str, float]:
     return {name: float((a.double() - b).abs().max() / b.abs().max()) for name, a, b in pairs}
 
 
+def facts() -> dict[str, str]:
+    """What was built, and what the CUDA part of it finds: devices, and for each whether the kernels are verified on it."""
+    lines: str = torch.ops.torch_rescaled.build_info(True)
+    return dict(line.split(": ", 1) for line in lines.splitlines())
+
+
 def main() -> int:
     start = time.perf_counter()
     print(f"torch_rescaled {torch_rescaled.__version__}")
-    for name, value in torch_rescaled.build_info().items():
+    for name, value in facts().items():
         print(f"  {name}: {value}")
     operators = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("torch_rescaled::"))
     print(f"  operators: {', '.join(name.partition('::')[2] for name in operators)}")

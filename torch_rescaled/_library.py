@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Finds and loads the operator library; refuses clearly."""
+"""Finds and loads the operator library; refuses clearly.
 
+The environment variable ``TORCH_RESCALED_LIBRARY`` names another file to load in its place: for tests of other builds.
+"""
+
+import os
 from pathlib import Path
 
 import torch
@@ -10,7 +14,13 @@ cmake_prefix_path = str(Path(__file__).with_name("share") / "cmake")
 
 
 def _load() -> None:
-    library = Path(__file__).with_name("libtorch_rescaled.so")
+    other = os.environ.get("TORCH_RESCALED_LIBRARY")
+    library = Path(other) if other else Path(__file__).with_name("libtorch_rescaled.so")
+    if other and not library.exists():
+        raise ImportError(
+            f"torch_rescaled: expected an operator library at {library}, which TORCH_RESCALED_LIBRARY names, found none; "
+            "unset the variable to load the package's own"
+        )
     if not library.exists():
         raise ImportError(
             f"torch_rescaled: expected its operator library at {library}, found none; "
@@ -37,12 +47,14 @@ def build_info() -> dict[str, str]:
 
     Returns:
         ``torch`` (the release it serves), ``compiler``, ``cpu_isa`` (the instruction set in use: baseline, avx2 or avx512;
-        the environment variable ``RESCALED_CPU_ISA`` caps it) and ``cuda_architectures`` (``none`` if built without nvcc).
+        the environment variable ``RESCALED_CPU_ISA`` caps it), ``cuda_architectures`` (``none`` if built without nvcc),
+        ``cuda_sources`` (hash of the CUDA kernels' sources) and ``cuda_verified`` (the compute capabilities on which a recorded
+        run has verified them, or ``none``).
 
     Example:
         >>> import torch_rescaled
         >>> sorted(torch_rescaled.build_info())
-        ['compiler', 'cpu_isa', 'cuda_architectures', 'torch']
+        ['compiler', 'cpu_isa', 'cuda_architectures', 'cuda_sources', 'cuda_verified', 'torch']
     """
     lines: str = torch.ops.torch_rescaled.build_info()
     return dict(line.split(": ", 1) for line in lines.splitlines())

@@ -129,7 +129,9 @@ def backend(query: Tensor, kind: str = "exp") -> str:
     """The path that :func:`attention` takes for tensors like ``query``.
 
     Returns:
-        ``"cpu:avx512"``, ``"cpu:avx2"``, ``"cpu:baseline"``: fused kernels for that instruction set; ``"meta"`` for meta tensors.
+        ``"cpu:avx512"``, ``"cpu:avx2"``, ``"cpu:baseline"``: fused kernels for that instruction set; ``"cuda:9.0"`` and the like:
+        fused kernels on a GPU of that compute capability; ``"plain"``: plain-tensor formulas in O(N M) memory, on GPUs on which no
+        recorded run has verified the kernels; ``"meta"`` for meta tensors.
 
     Raises:
         NotImplementedError: no kernels for this device.
@@ -144,4 +146,7 @@ def backend(query: Tensor, kind: str = "exp") -> str:
         return f"cpu:{build_info()['cpu_isa']}"
     if query.device.type == "meta":
         return "meta"
-    raise NotImplementedError(f"torch_rescaled.backend: expected a tensor on the CPU (or meta), got one on {query.device}")
+    if query.device.type == "cuda":
+        path: str = torch.ops.torch_rescaled._cuda_path(query.device.index)
+        return path
+    raise NotImplementedError(f"torch_rescaled.backend: expected a tensor on the CPU or CUDA (or meta), got one on {query.device}")

@@ -9,6 +9,7 @@
 #if defined(RESCALED_CUDA)
 #include "../kernels/cuda/probe.h"
 #endif
+#include "cuda_path.h"
 
 namespace {
 
@@ -17,6 +18,8 @@ namespace {
 std::string build_info(bool devices) {
   std::ostringstream lines;
   lines << "torch: " << TORCH_VERSION << "\ncompiler: " << __VERSION__ << "\ncpu_isa: " << rescaled::cpu_isa_name();
+  lines << "\ncuda_sources: " << rescaled::ops::cuda_sources()
+        << "\ncuda_verified: " << rescaled::ops::cuda_verified_capabilities();
 #if defined(RESCALED_CUDA)
   lines << "\ncuda_architectures: " << rescaled::cuda_architectures();
   if (devices) {
@@ -24,6 +27,7 @@ std::string build_info(bool devices) {
     const int count = rescaled::cuda_device_count(&error);
     lines << "\ncuda_devices: " << count;
     if (error != nullptr) lines << " (" << error << ')';
+    for (int i = 0; i < count; ++i) lines << "\ncuda_device_" << i << ": " << rescaled::ops::cuda_device_state(i);
     if (count > 0) {
       int architecture = 0;
       const char* failure = rescaled::cuda_probe(&architecture);

@@ -57,5 +57,6 @@ TORCH_LIBRARY(torch_rescaled, m) {
   // The kept scores of a problem with this seed: [*L] -> bool [*L, queries, keys].
   m.def("_attention_dropout_mask(Tensor dropout_seed, SymInt queries, SymInt keys, float dropout_p) -> Tensor", tags);
 
+  m.def("_cuda_path(int device) -> str", tags);
   m.def("build_info(bool devices=False) -> str", tags);
 }

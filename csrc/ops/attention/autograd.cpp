@@ -49,6 +49,13 @@ std::array<Tensor, 4> hessian_product(const Tangents& t, const Cotangents& g, co
   return {all[3], all[4], all[5], all[6]};
 }
 
+void warn_of_plain_derivative() {
+  TORCH_WARN_ONCE(
+      "torch_rescaled::attention: this derivative (forward over forward, or third order) takes the plain-tensor path, "
+      "whose memory is O(N M); reverse over reverse, reverse over forward and forward over reverse are fused and take "
+      "O(N D)");
+}
+
 // query, key, value, bias | mask, dropout_seed
 struct Forward {
   using Settings = AttentionSettings;
@@ -167,6 +174,7 @@ struct DoubleBackward {
   static constexpr bool kSavesOutputs = false;
   static const char* name() { return "RescaledAttentionThirdBackward"; }
   static variable_list plain(const Settings& settings, const variable_list& in) {
+    warn_of_plain_derivative();
     const auto d =
         plain_attention_double_backward(tangents_at(in, 0), cotangents_at(in, 4), point_at(in, 7, 11), settings);
     return settings.cotangents({d.begin(), d.end()});
@@ -241,6 +249,7 @@ Three jvp_autograd(c10::DispatchKeySet keys, RESCALED_TANGENTS, RESCALED_POINT, 
                          balance,
                          log_normalizer};
   if (any_tangent(in, Jvp::kInputs)) {
+    warn_of_plain_derivative();
     const Saved t = plain_attention_jvp(RESCALED_THE_TANGENTS, RESCALED_THE_POINT, RESCALED_THE_SETTINGS);
     return {t.output, t.balance, t.log_normalizer};
   }

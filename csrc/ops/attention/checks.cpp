@@ -46,8 +46,9 @@ void check_device_and_type(const char* op, const Tensor& query, const Tensor& t,
 }
 
 void check_has_kernels(const char* op, const char* name, const Tensor& t) {
-  RESCALED_CHECK(NOT_IMPLEMENTED, t.device().is_cpu() || t.device().is_meta(), op, "tensors on the CPU (or meta), got ",
-                 name, " on ", t.device(), "; kernels for this device do not exist yet");
+  RESCALED_CHECK(NOT_IMPLEMENTED, t.device().is_cpu() || t.device().is_cuda() || t.device().is_meta(), op,
+                 "tensors on the CPU or CUDA (or meta), got ", name, " on ", t.device(),
+                 "; kernels for this device do not exist yet");
 }
 
 void check_supported(const char* op, const Tensor& query) {

@@ -3,6 +3,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/abs.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/log.h>
@@ -19,13 +20,6 @@ namespace rescaled::ops {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-void warn() {
-  TORCH_WARN_ONCE(
-      "torch_rescaled::attention: this derivative (forward over forward, or third order) takes the plain-tensor path, "
-      "whose memory is O(N M); reverse over reverse, reverse over forward and forward over reverse are fused and take "
-      "O(N D)");
-}
 
 Tensor constant(const Tensor& like, double value) { return at::scalar_tensor(value, like.options()); }
 Tensor row_sum(const Tensor& t) { return t.sum(-1, /*keepdim=*/true); }
@@ -63,7 +57,10 @@ Weights weights(const Point& x, const AttentionSettings& settings) {
   w.scale =
       settings.scale.has_value() ? *settings.scale : 1 / std::sqrt(std::max(1., static_cast<double>(x.query.size(-1))));
   const bool two_sided = settings.kind != "exp";
-  const Tensor score = at::matmul(w.query, w.key.mT()) * w.scale, allowed = attended(x, settings);
+  std::vector<c10::SymInt> sizes = leading_sizes(x);
+  sizes.push_back(x.query.sym_size(-2)), sizes.push_back(x.key.sym_size(-2));
+  const Tensor score = (at::matmul(w.query, w.key.mT()) * w.scale).expand_symint(sizes),
+               allowed = attended(x, settings);
   const Tensor bias = x.bias.defined() ? x.bias.to(type) : constant(score, 0), low = constant(score, -kInfinity),
                zero = constant(score, 0);
   const auto keep = [&](const Tensor& t, const Tensor& otherwise) {
@@ -115,10 +112,50 @@ TangentParts tangent_parts(const Tangents& t, const Weights& w) {
   return d;
 }
 
+// E = D (G V^T) + g_rho, and with a tangent of V its derivative; 0 where nothing enters.
+Tensor weight_cotangent(const Tensor& grad_output, const Tensor& value, const Tensor& grad_balance, const Weights& w) {
+  Tensor e;
+  if (grad_output.defined() && value.defined()) e = w.drop(at::matmul(grad_output, value.mT()));
+  if (grad_balance.defined()) e = plus(e, column(grad_balance));
+  return e.defined() ? e : constant(w.a, 0);
+}
+
+// delta = rowsum(G W) + g_rho rho - g_l, and with tangents of W and rho its derivative.
+Tensor row_cotangent(const Tensor& grad_output, const Tensor& output, const Tensor& grad_balance, const Tensor& balance,
+                     const Tensor& grad_log_normalizer, const Weights& w) {
+  Tensor delta;
+  if (grad_output.defined()) delta = row_sum(grad_output * output);
+  if (grad_balance.defined()) delta = plus(delta, column(grad_balance) * balance);
+  if (grad_log_normalizer.defined()) delta = plus(delta, -column(grad_log_normalizer));
+  return delta.defined() ? delta : constant(w.a, 0);
+}
+
+// (D a)^T G
+Tensor value_gradient(const Tensor& weight, const Tensor& grad_output, const Weights& w) {
+  return grad_output.defined() ? at::matmul(w.drop(weight).mT(), grad_output) : at::zeros_like(w.value);
+}
+
 }  // namespace
 
+Saved plain_attention_forward(const Point& x, const AttentionSettings& settings) {
+  const Weights w = weights(x, settings);
+  return {w.output.to(x.query.scalar_type()), w.balance.squeeze(-1), w.log_normalizer.squeeze(-1)};
+}
+
+std::array<Tensor, 4> plain_attention_backward(const Cotangents& g, const Point& x, const AttentionSettings& settings) {
+  const Weights w = weights(x, settings);
+  const Tensor grad_output = in_type(g.output, w.value);
+  const Tensor e = weight_cotangent(grad_output, w.value, g.balance, w);
+  const Tensor delta = row_cotangent(grad_output, w.output, g.balance, w.balance, g.log_normalizer, w);
+  const Tensor score = w.r * e - w.n * delta;  // dS
+  Tensor grad_bias;
+  if (x.bias.defined()) grad_bias = reduced(w.a * e - w.p * delta, x.bias);
+  return {reduced(at::matmul(score, w.key) * w.scale, x.query),
+          reduced(at::matmul(score.mT(), w.query) * w.scale, x.key),
+          reduced(value_gradient(w.a, grad_output, w), x.value), grad_bias};
+}
+
 Saved plain_attention_jvp(const Tangents& t, const Point& x, const AttentionSettings& settings) {
-  warn();
   const Weights w = weights(x, settings);
   const TangentParts d = tangent_parts(t, w);
   return {d.output.to(x.query.scalar_type()), d.balance.squeeze(-1), d.log_normalizer.squeeze(-1)};
@@ -126,25 +163,17 @@ Saved plain_attention_jvp(const Tangents& t, const Point& x, const AttentionSett
 
 std::array<Tensor, 7> plain_attention_double_backward(const Tangents& t, const Cotangents& g, const Point& x,
                                                       const AttentionSettings& settings) {
-  warn();
   const Weights w = weights(x, settings);
   const TangentParts d = tangent_parts(t, w);
   const bool sinh = settings.kind == "sinh";
   const Tensor y = d.bias.defined() ? d.bias - d.log_normalizer : -d.log_normalizer;
   const Tensor ad = w.r * d.score + w.a * y, rd = w.a * d.score + w.r * y, nd = sinh ? ad : rd, pd = sinh ? rd : ad;
 
-  const Tensor grad_output = in_type(g.output, w.value), zero = constant(w.a, 0);
-  Tensor e = zero, ed = zero, delta = zero, tangent_delta = zero;
-  if (grad_output.defined()) {
-    e = w.drop(at::matmul(grad_output, w.value.mT()));
-    if (d.value.defined()) ed = w.drop(at::matmul(grad_output, d.value.mT()));
-    delta = row_sum(grad_output * w.output), tangent_delta = row_sum(grad_output * d.output);
-  }
-  if (g.balance.defined()) {
-    const Tensor gradient = column(g.balance);
-    e = e + gradient, delta = delta + gradient * w.balance, tangent_delta = tangent_delta + gradient * d.balance;
-  }
-  if (g.log_normalizer.defined()) delta = delta - column(g.log_normalizer);
+  const Tensor grad_output = in_type(g.output, w.value);
+  const Tensor e = weight_cotangent(grad_output, w.value, g.balance, w);
+  const Tensor ed = weight_cotangent(grad_output, d.value, {}, w);
+  const Tensor delta = row_cotangent(grad_output, w.output, g.balance, w.balance, g.log_normalizer, w);
+  const Tensor tangent_delta = row_cotangent(grad_output, d.output, g.balance, d.balance, {}, w);
 
   const Tensor first = w.r * e - w.n * delta;                                  // dS
   const Tensor second = rd * e + w.r * ed - nd * delta - w.n * tangent_delta;  // its derivative along t
@@ -152,7 +181,6 @@ std::array<Tensor, 7> plain_attention_double_backward(const Tangents& t, const C
   Tensor grad_query = at::matmul(second, w.key), grad_key = at::matmul(second.mT(), w.query);
   if (key.defined()) grad_query = grad_query + at::matmul(first, key);
   if (query.defined()) grad_key = grad_key + at::matmul(first.mT(), query);
-  const Tensor grad_value = grad_output.defined() ? at::matmul(w.drop(ad).mT(), grad_output) : at::zeros_like(w.value);
   Tensor grad_bias;
   if (x.bias.defined()) grad_bias = reduced(ad * e + w.a * ed - pd * delta - w.p * tangent_delta, x.bias);
   return {d.output.to(x.query.scalar_type()),
@@ -160,8 +188,30 @@ std::array<Tensor, 7> plain_attention_double_backward(const Tangents& t, const C
           d.log_normalizer.squeeze(-1),
           reduced(grad_query * w.scale, x.query),
           reduced(grad_key * w.scale, x.key),
-          reduced(grad_value, x.value),
+          reduced(value_gradient(ad, grad_output, w), x.value),
           grad_bias};
+}
+
+// Threefry-2x32-13 of (seed, query, key), as in kernels/random.h: words are int64 here, and cut to 32 bits.
+Tensor plain_dropout_mask(const Tensor& dropout_seed, int64_t queries, int64_t keys, double dropout_p) {
+  constexpr int64_t kWord = 0xFFFFFFFF;
+  const auto word = [](const Tensor& t) { return t.bitwise_and(kWord); };
+  const Tensor seed = dropout_seed.unsqueeze(-1).unsqueeze(-1), low = word(seed),
+               high = word(seed.bitwise_right_shift(32));
+  const Tensor schedule[] = {low, high, low.bitwise_xor(high).bitwise_xor(0x1BD11BDA)};
+  constexpr int kRounds = 13, kRotations[] = {13, 15, 26, 6, 17, 29, 16, 24};
+  Tensor x0 = word(column(at::arange(queries, seed.options())) + low),
+         x1 = word(at::arange(keys, seed.options()) + high);
+  for (int round = 0; round < kRounds; ++round) {
+    const int bits = kRotations[round % 8];
+    x0 = word(x0 + x1);
+    x1 = word(x1.bitwise_left_shift(bits)).bitwise_or(x1.bitwise_right_shift(32 - bits)).bitwise_xor(x0);
+    if (round % 4 == 3) {
+      const int step = round / 4 + 1;
+      x0 = word(x0 + schedule[step % 3]), x1 = word(x1 + schedule[(step + 1) % 3] + step);
+    }
+  }
+  return x0.bitwise_right_shift(8) >= static_cast<int64_t>(std::ceil(dropout_p * 16777216.0));
 }
 
 }  // namespace rescaled::ops

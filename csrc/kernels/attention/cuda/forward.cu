@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Forward: W = sum_j a_ij V_j, rho, l, with a running maximum of the scores' exponents (docs/math.md (1)).
-#include "kernels.h"
-#include "walk.h"
-#include "weights.h"
+#include "kernels.cuh"
+#include "walk.cuh"
+#include "weights.cuh"
 
 namespace rescaled {
 namespace {

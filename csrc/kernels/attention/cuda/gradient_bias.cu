@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The gradient of the bias, summed over whatever it is broadcast along: a block owns a tile of the bias, and forms again
 // every score that the tile reaches. Deterministic, and nothing larger than the bias itself.
-#include "gradient.h"
-#include "kernels.h"
+#include "gradient.cuh"
+#include "kernels.cuh"
 
 namespace rescaled {
 namespace {

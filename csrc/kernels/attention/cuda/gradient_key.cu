@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // By keys: dV = a^T G, dK = dS^T Q; in the double backward dV = ad^T G, dK = dS2^T Q + dS^T Qd. A block meets the queries
 // of every head of its key-value head's group.
-#include "gradient.h"
-#include "kernels.h"
+#include "gradient.cuh"
+#include "kernels.cuh"
 
 namespace rescaled {
 namespace {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // By queries: what each query brings to the gradients, and dQ = dS K (+ dS Kd, and dS2 for dS, in the double backward).
-#include "gradient.h"
-#include "kernels.h"
+#include "gradient.cuh"
+#include "kernels.cuh"
 
 namespace rescaled {
 namespace {

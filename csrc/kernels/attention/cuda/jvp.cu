@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // JVP: the outputs' derivatives along tangents of query, key, value and bias (docs/math.md (2)). 6 units of work.
-#include "kernels.h"
-#include "walk.h"
-#include "weights.h"
+#include "kernels.cuh"
+#include "walk.cuh"
+#include "weights.cuh"
 
 namespace rescaled {
 namespace {

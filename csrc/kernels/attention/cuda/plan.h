@@ -64,10 +64,10 @@ struct Plan {
   int64_t row_blocks = 1, output_chunks = 1, blocks = 0, shared_bytes = 0;
 };
 
-// What a query brings to the gradients (weights.h): arrays of the arithmetic type.
+// What a query brings to the gradients (weights.cuh): arrays of the arithmetic type.
 constexpr int kQueryArrays = 7;
 
-// Where the tiles lie in shared memory behind the block's problems (walk.h), in elements; -1: absent.
+// Where the tiles lie in shared memory behind the block's problems (walk.cuh), in elements; -1: absent.
 struct Layout {
   int row[kOperands], column[kOperands], numbers = 0;  // the latter two of stage 0
   int stage = 0, elements = 0;                         // elements of one stage; of all

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The primitives as sequences of kernels on one stream.
-#include "../../cuda/device.h"
+#include "../../cuda/device.cuh"
 #include "../../random.h"
 #include "attention.h"
-#include "kernels.h"
-#include "weights.h"
+#include "kernels.cuh"
+#include "weights.cuh"
 
 namespace rescaled {
 namespace {

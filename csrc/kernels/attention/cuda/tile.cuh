@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Tiles of global memory in shared memory, single numbers, sums over a row.
 #pragma once
-#include "../../cuda/mma.h"
-#include "../../cuda/scalar.h"
+#include "../../cuda/mma.cuh"
+#include "../../cuda/scalar.cuh"
 #include "plan.h"
 
 namespace rescaled {

@@ -4,7 +4,7 @@
 //   c[0], c[1] = (g, 2t), (g, 2t + 1);  c[2], c[3] = (g + 8, 2t), (g + 8, 2t + 1)
 #pragma once
 #include "../element.h"
-#include "device.h"
+#include "device.cuh"
 #if defined(RESCALED_TWIN)
 #include <cmath>
 #endif

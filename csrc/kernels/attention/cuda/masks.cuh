@@ -2,7 +2,7 @@
 // What stands between a score and its weight: masks, bias, dropout.
 #pragma once
 #include "../../random.h"
-#include "tile.h"
+#include "tile.cuh"
 
 namespace rescaled {
 namespace {

@@ -4,7 +4,7 @@
 //   (5)  ad = r Sd + a (betad - ld),  rd = a Sd + r (betad - ld),  (nd, pd) = (ad, rd) for sinh, else (rd, ad),
 //        dS2 = rd E + r Ed - nd delta - n deltad,  dbeta2 = ad E + a Ed - pd delta - p deltad,  Ed = G Vd^T
 #pragma once
-#include "masks.h"
+#include "masks.cuh"
 
 namespace rescaled {
 namespace {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // What phi.h asks of a vector type, for the single numbers of a CUDA thread.
 #pragma once
-#include "device.h"
-#include "ptx.h"
+#include "device.cuh"
+#include "ptx.cuh"
 
 #define RESCALED_ISA cuda
 #define RESCALED_INLINE RESCALED_DEVICE

@@ -2,7 +2,7 @@
 // The steps of the primitives on the host, one a file, put together by run.cu. Each enqueues its kernel and returns the
 // name of an error, or nullptr.
 #pragma once
-#include "../../cuda/device.h"
+#include "../../cuda/device.cuh"
 #include "../../element.h"
 #include "plan.h"
 
@@ -10,7 +10,7 @@ namespace rescaled {
 
 const char* attention_forward(const AttentionParameters&, void* stream);
 const char* attention_jvp(const AttentionParameters&, void* stream);
-// What the gradients' walks read of each query (weights.h), into the workspace.
+// What the gradients' walks read of each query (weights.cuh), into the workspace.
 const char* attention_query_numbers(const AttentionParameters&, bool second, void* stream);
 const char* attention_gradient_query(const AttentionParameters&, bool second, void* stream);
 const char* attention_gradient_key(const AttentionParameters&, bool second, void* stream);

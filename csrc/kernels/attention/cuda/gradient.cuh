@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // What the three gradient walks share: the products of a tile, and its elements' gradients in their place.
 #pragma once
-#include "walk.h"
-#include "weights.h"
+#include "walk.cuh"
+#include "weights.cuh"
 
 namespace rescaled {
 namespace {

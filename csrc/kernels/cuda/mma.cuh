@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Products of tiles in shared memory by the tensor cores, one interface for every element type. A warp owns 16 rows;
-// accumulators are 16 x 8 (ptx.h). Float32 is split into two TF32 numbers, three products each (3xTF32: the rounding of
+// accumulators are 16 x 8 (ptx.cuh). Float32 is split into two TF32 numbers, three products each (3xTF32: the rounding of
 // float32 but for the last bit); float64 has tensor cores of its own.
 #pragma once
-#include "ptx.h"
+#include "ptx.cuh"
 
 namespace rescaled {
 

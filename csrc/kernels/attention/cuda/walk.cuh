@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // One block's walk (plan.h): where it is, the operands it holds and meets, and their products.
 #pragma once
-#include "masks.h"
+#include "masks.cuh"
 
 namespace rescaled {
 namespace {

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The CUDA binding without a GPU: a library whose operators run the kernels' own sources, compiled for the host, at the CPU key.
+
+It takes the two paths of CUDA tensors as the CUDA key does: plain-tensor formulas while no record covers the device, the kernels
+with TORCH_RESCALED_UNVERIFIED_CUDA=1. Each runs the tests named here in a process of its own.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import with_tools
+
+# What runs on both paths: (file, -k). The kernels run a thread at a time there: few and small problems.
+SELECTION = [
+    (
+        "test_attention_oracle.py",
+        "test_derivatives and float64 and (plain or fewer or inf or sliced or rank or (grouped and all))"
+        " or test_derivatives and plain or test_some_leaves and sinh or test_empty and float32 and sinh",
+    ),
+    ("test_attention_dropout.py", "known_answers or every_primitive or bias_mask and float32"),
+]
+
+ROOT = Path(__file__).resolve().parents[1]
+TREE = ROOT / "build" / "twin"
+RUN = """
+import pytest, sys, torch, torch_rescaled
+library, path = sys.argv[1:3]
+assert torch.ops.loaded_libraries == {library}
+assert torch.ops.torch_rescaled._cuda_path(0) == path
+sys.exit(pytest.main(sys.argv[3:]))
+"""
+FORWARD = "import torch, torch_rescaled; torch_rescaled.attention(*torch.ones(3, 1, 1))"
+
+
+@pytest.fixture(scope="module")
+def twin() -> Path:
+    """Compiled once, without nvcc; a minute the first time."""
+    options = ["-DRESCALED_CUDA=OFF", "-DRESCALED_TWIN=ON", f"-DTORCH_ROOT={torch.__path__[0]}"]
+    for command in (
+        ["cmake", "-S", ROOT, "-B", TREE, "-G", "Ninja", *options],
+        ["cmake", "--build", TREE, "--target", "torch_rescaled_twin"],
+    ):
+        done = subprocess.run(command, env=with_tools(), text=True, capture_output=True)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return TREE / "libtorch_rescaled_twin.so"
+
+
+def python(twin: Path, *arguments: object, kernels: bool) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "TORCH_RESCALED_LIBRARY": str(twin), "TORCH_RESCALED_UNVERIFIED_CUDA": str(int(kernels))}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, env=environment, text=True, capture_output=True, cwd=ROOT / "tests")
+
+
+def passes(twin: Path, file: str, selection: str, kernels: bool) -> None:
+    path = "cuda:unknown" if kernels else "plain"  # the compute capability of the host
+    # That the plain path is quadratic is warned of; here it is what is wanted.
+    options = ["-q", "-x", "-m", "not slow and not gpu", "-W", "ignore::UserWarning"]
+    done = python(twin, "-c", RUN, twin, path, *options, file, "-k", selection, kernels=kernels)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-1000:]
+    assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize(("file", "selection"), SELECTION)
+def test_plain_path(twin: Path, file: str, selection: str) -> None:
+    passes(twin, file, selection, kernels=False)
+
+
+@pytest.mark.parametrize(("file", "selection"), SELECTION)
+def test_kernels(twin: Path, file: str, selection: str) -> None:
+    done = python(twin, "-c", FORWARD, kernels=True)
+    if "RuntimeError: torch_rescaled::_attention_forward: CUDA error cudaErrorNotSupported" in done.stderr:
+        pytest.skip("the CUDA kernels of this tree are stubs, and refuse: cudaErrorNotSupported")
+    assert done.returncode == 0, done.stderr
+    passes(twin, file, selection, kernels=True)
+
+
+def test_the_plain_path_warns_once_and_names_the_variable(twin: Path) -> None:
+    code = (
+        "import torch, torch_rescaled, warnings\nx = torch.ones(3, 1, 1, requires_grad=True)\n"
+        "with warnings.catch_warnings(record=True) as caught:\n    warnings.simplefilter('always')\n"
+        "    for _ in range(2):\n        torch_rescaled.attention(*x).sum().backward()\n"
+        "for w in caught:\n    print(w.message)\n"
+    )
+    done = python(twin, "-c", code, kernels=False)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout + done.stderr
+    assert text.count("the plain-tensor path takes their place") == 1
+    assert "O(N M) memory" in text and "TORCH_RESCALED_UNVERIFIED_CUDA=1" in text
