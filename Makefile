@@ -9,12 +9,15 @@ PIP := -m pip install -qq --disable-pip-version-check --no-input
 # Stamps are kept for each environment; the library serves one torch, so building it drops the other environments' stamps.
 STAMPS := build/stamps/$(subst /,.,$(PYTHON))
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py torch_rescaled/__init__.py
-CPP := $(shell find csrc examples/cpp tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
+CPP := $(shell find csrc examples/cpp tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu*' 2>/dev/null)
+# Kernels for GPUs take 6 minutes to compile for every architecture: here only where there is a GPU. `make cuda` and
+# `make wheel` always do it where nvcc is.
+export CMAKE_ARGS ?= -DRESCALED_CUDA=$(if $(wildcard /dev/nvidiactl),AUTO,OFF)
 # cmake, ninja and ctest come with the environment.
 TOOLS = PATH="$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help build wheel demo test test-all gpu-check test-oldest headers-oldest lint types format sanitize bench clean FORCE
+.PHONY: help build wheel demo test test-all cuda gpu-check test-oldest headers-oldest lint types format sanitize bench clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -71,7 +74,7 @@ $(STAMPS)/library: $(STAMPS)/environment $(SOURCES) $(if $(wildcard torch_rescal
 build: $(STAMPS)/library ## Build the operator library into the package
 
 wheel: build ## Build a wheel for the torch of this environment into dist/
-	@$(PYTHON) $(PIP:install=wheel) --no-build-isolation --no-deps -w dist . > build/wheel.log 2>&1 || \
+	@CMAKE_ARGS="-DRESCALED_CUDA=AUTO" $(PYTHON) $(PIP:install=wheel) --no-build-isolation --no-deps -w dist . > build/wheel.log 2>&1 || \
 	  { tail -40 build/wheel.log; echo "no wheel was built: the whole log is build/wheel.log"; exit 1; }
 	@ls -t dist/*.whl | head -1
 
@@ -83,6 +86,18 @@ test: build ## Every test but the slow ones
 
 test-all: build ## Every test that needs no GPU
 	$(PYTHON) -m pytest -q -m "not gpu"
+
+cuda: $(STAMPS)/environment ## Compile the CUDA kernels for every architecture (needs nvcc), and load them
+	@$(CHECK_COMPILER)
+	@mkdir -p build/cuda
+	@echo "compiling the CUDA kernels for every architecture (6 minutes on 2 cores, the first time)"
+	@{ $(TOOLS) cmake -S . -B build/cuda -G Ninja -DRESCALED_CUDA=ON -DCMAKE_CUDA_FLAGS=-Xptxas=-v \
+	    -DTORCH_ROOT=$$($(PYTHON) -c "import torch; print(torch.__path__[0])") && \
+	  $(TOOLS) cmake --build build/cuda; } > build/cuda/build.log 2>&1 || \
+	  { grep -E -m 20 'error|spill|FAILED' build/cuda/build.log || tail -40 build/cuda/build.log; \
+	    echo "the build failed: the whole log is build/cuda/build.log"; exit 1; }
+	@$(PYTHON) benchmarks/cuda_resources.py build/cuda
+	@TORCH_RESCALED_LIBRARY=$(CURDIR)/build/cuda/libtorch_rescaled.so $(PYTHON) -m torch_rescaled
 
 gpu-check: ## On a machine with a GPU: build, its tests, compute-sanitizer, benchmark (PART=build, test, sanitize or bench: one)
 	@$(or $(ACTIVE),$(PYTHON3)) benchmarks/gpu_check.py

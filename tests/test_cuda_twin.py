@@ -33,7 +33,6 @@ assert torch.ops.loaded_libraries == {library}
 assert torch.ops.torch_rescaled._cuda_path(0) == path
 sys.exit(pytest.main(sys.argv[3:]))
 """
-FORWARD = "import torch, torch_rescaled; torch_rescaled.attention(*torch.ones(3, 1, 1))"
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +71,6 @@ def test_plain_path(twin: Path, file: str, selection: str) -> None:
 
 @pytest.mark.parametrize(("file", "selection"), SELECTION)
 def test_kernels(twin: Path, file: str, selection: str) -> None:
-    done = python(twin, "-c", FORWARD, kernels=True)
-    if "RuntimeError: torch_rescaled::_attention_forward: CUDA error cudaErrorNotSupported" in done.stderr:
-        pytest.skip("the CUDA kernels of this tree are stubs, and refuse: cudaErrorNotSupported")
-    assert done.returncode == 0, done.stderr
     passes(twin, file, selection, kernels=True)
 
 

@@ -94,7 +94,7 @@ def test_the_build_reads_the_record(runs, expected, tmp_path):
     (tmp_path / "cmake").mkdir()
     (tmp_path / "tests").mkdir()
     (tmp_path / "csrc" / "kernels").mkdir(parents=True)
-    for name in ("phi.h", "random.h", "attention/parameters.h"):
+    for name in ("element.h", "host_device.h", "phi.h", "random.h", "attention/parameters.h", "attention/view.h"):
         file = tmp_path / "csrc" / "kernels" / name
         file.parent.mkdir(exist_ok=True)
         file.write_text("")
