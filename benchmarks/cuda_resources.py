@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What each CUDA kernel takes, from the compiler's report in a build's log: registers, stack, and for which architecture.
 
-    python benchmarks/cuda_resources.py build/cuda        writes build/cuda/resources.txt
+python benchmarks/cuda_resources.py build/cuda        writes build/cuda/resources.txt
 """
 
 import re

@@ -32,7 +32,9 @@ struct View {
 #if defined(__CUDACC__)
   __host__ __device__
 #endif
-  explicit operator bool() const { return data != nullptr; }
+      explicit operator bool() const {
+    return data != nullptr;
+  }
 };
 using InputView = View<const void*>;
 using OutputView = View<void*>;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Products of tiles in shared memory by the tensor cores, one interface for every element type. A warp owns 16 rows;
-// accumulators are 16 x 8 (ptx.cuh). Float32 is split into two TF32 numbers, three products each (3xTF32: the rounding of
-// float32 but for the last bit); float64 has tensor cores of its own.
+// accumulators are 16 x 8 (ptx.cuh). Float32 is split into two TF32 numbers, three products each (3xTF32: the rounding
+// of float32 but for the last bit); float64 has tensor cores of its own.
 #pragma once
 #include "ptx.cuh"
 
@@ -125,11 +125,11 @@ template <class T, int kTiles, bool kSwapped>
 RESCALED_DEVICE void multiply_rows(Scalar<T> (&acc)[kTiles][4], const T* rows, int row_ld, const T* columns,
                                    int column_ld, int depth) {
   using M = Mma<T>;
-RESCALED_ROLLED
+  RESCALED_ROLLED
   for (int k = 0; k < depth; k += M::kDepth) {
     typename M::A a;
     M::load_a(a, rows + k, row_ld);
-RESCALED_UNROLL
+    RESCALED_UNROLL
     for (int j = 0; j < kTiles; j += 2) {
       typename M::B b;
       M::load_b(b, columns + j * 8 * column_ld + k, column_ld);
@@ -143,11 +143,11 @@ template <class T, int kTiles, int kOut>
 RESCALED_DEVICE void multiply_weights(Scalar<T> (&out)[kOut][4], const Scalar<T> (&w)[kTiles][4], const T* columns,
                                       int ld, int width) {
   using M = Mma<T>;
-RESCALED_UNROLL
+  RESCALED_UNROLL
   for (int k = 0; k < kTiles; k += M::kDepth / 8) {
     typename M::A a;
     M::weights(a, w + k);
-RESCALED_UNROLL
+    RESCALED_UNROLL
     for (int j = 0; j < kOut; j += 2) {
       if (8 * j < width) {
         typename M::B b;

@@ -100,8 +100,8 @@ RESCALED_DEVICE void multiply_tf32(float (&c)[4], const float (&a)[4], const flo
   const int g = thread_index() % 32 / 4, t = thread_index() % 4;
   for (int i = 0; i < 4; ++i)
     for (int k = 0; k < 8; ++k)
-      c[i] += to_tf32(all.of(4 * g + k % 4).a[i / 2 + 2 * (k / 4)]) *
-              to_tf32(all.of(4 * (2 * t + i % 2) + k % 4).b[k / 4]);
+      c[i] +=
+          to_tf32(all.of(4 * g + k % 4).a[i / 2 + 2 * (k / 4)]) * to_tf32(all.of(4 * (2 * t + i % 2) + k % 4).b[k / 4]);
 #else
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
       "%3};"

@@ -26,8 +26,7 @@ RESCALED_DEVICE T scale_by_power(T y, T n) {
   if constexpr (sizeof(T) == 4)
     return n < -126.f ? 0.f : bits_as<float>(bits_as<uint32_t>(y) + (bits_as<uint32_t>(n + 12582912.f) << 23));
   else
-    return n < -1022. ? 0.
-                      : bits_as<double>(bits_as<uint64_t>(y) + (bits_as<uint64_t>(n + 6755399441055744.) << 52));
+    return n < -1022. ? 0. : bits_as<double>(bits_as<uint64_t>(y) + (bits_as<uint64_t>(n + 6755399441055744.) << 52));
 }
 
 }  // namespace

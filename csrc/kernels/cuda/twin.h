@@ -37,9 +37,9 @@ struct Fiber {
   std::unique_ptr<char[]> stack;
   bool started = false;
   Wait wait = Wait::nothing;
-  int parity = 0;                          // of the exchanges of its warp
-  std::vector<std::vector<Copy>> groups;   // committed
-  std::vector<Copy> copies;                // not yet
+  int parity = 0;                         // of the exchanges of its warp
+  std::vector<std::vector<Copy>> groups;  // committed
+  std::vector<Copy> copies;               // not yet
 };
 
 constexpr int kStackBytes = 256 << 10, kExchangeBytes = 64;

@@ -9,9 +9,10 @@
 namespace rescaled::RESCALED_ISA {
 namespace {
 
-// The blocks of one panel stay in the first-level cache, the packed panels of keys in the second: measured, 64 x 4 is
-// 12-20 % faster than 128 x 2 on a 48 KB + 2 MB machine.
-constexpr int64_t kQueryBlock = 64;
+// The blocks of one panel, 12 KB in float, stay in the first-level cache, the packed panels of keys in the second.
+// Measured: with AVX-512 64 x 4 is 12-20 % faster than 128 x 2 on a 48 KB + 2 MB machine; with AVX2, panels half as
+// wide, 128 x 4 is 0-6 % faster than 64 x 4 on a 32 KB + 512 KB machine, and 6 or 8 panels are no faster.
+constexpr int64_t kQueryBlock = kVectorBytes == 64 ? 64 : 128;
 constexpr int kKeyPanels = 4;
 constexpr int64_t kKeysPerChunk = 256;
 template <class T>

@@ -54,7 +54,8 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1)
           RESCALED_UNROLL for (int j = 0; j < W::kOut; ++j) out[j][2 * r] *= rescale, out[j][2 * r + 1] *= rescale;
         }
         RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) {
-          const Weights<S> w = weights_of<S, kKinds>(p.kind, score[j][x], values.weighted, values.log_weight(j, x), base[x / 2]);
+          const Weights<S> w =
+              weights_of<S, kKinds>(p.kind, score[j][x], values.weighted, values.log_weight(j, x), base[x / 2]);
           sum[x / 2] += w.even, balance[x / 2] += w.a;
           score[j][x] = w.a * values.dropout(j, x);
         }

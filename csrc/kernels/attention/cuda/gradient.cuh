@@ -40,9 +40,9 @@ RESCALED_DEVICE void gradient_tile(const W& walk, int stage, int64_t first, int 
     const Weights<S> w =
         weights_of<S, kKinds>(kind, tile.value[j][x] * scale, values.weighted, values.log_weight(j, x), q);
     const S score_tangent = kSecond ? tile.first[j][x] * tangent_scale : S(0);
-    const ElementGradients<S> d = gradients_of<S, kKinds, kSecond>(
-        kind, w, q, values.dropout(j, x), tile.second[j][x], score_tangent, kSecond ? tile.tangent_e[j][x] : S(0),
-        kSecond ? values.tangent(j, x) : S(0));
+    const ElementGradients<S> d =
+        gradients_of<S, kKinds, kSecond>(kind, w, q, values.dropout(j, x), tile.second[j][x], score_tangent,
+                                         kSecond ? tile.tangent_e[j][x] : S(0), kSecond ? values.tangent(j, x) : S(0));
     tile.value[j][x] = d.value;
     tile.second[j][x] = is_bias(kPass) ? d.bias : kSecond ? d.second : d.first;
     if constexpr (kSecond) tile.first[j][x] = d.first;

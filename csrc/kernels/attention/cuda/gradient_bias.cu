@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The gradient of the bias, summed over whatever it is broadcast along: a block owns a tile of the bias, and forms again
-// every score that the tile reaches. Deterministic, and nothing larger than the bias itself.
+// The gradient of the bias, summed over whatever it is broadcast along: a block owns a tile of the bias, and forms
+// again every score that the tile reaches. Deterministic, and nothing larger than the bias itself.
 #include "gradient.cuh"
 #include "kernels.cuh"
 
@@ -36,9 +36,10 @@ __global__ void __launch_bounds__(32 * 4, 1)
           count, [&](int64_t i, int stage) { walk.load_columns(stage, first_key(i)); },
           [&](int64_t i, int stage) {
             GradientTile<W> tile = {};
-            gradient_tile<kPass, kKinds>(walk, stage, first_key(i), 0, tile, [&](int, int x) -> const QueryNumbers<S>& { return numbers[x / 2]; });
-            RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x)
-                sum[j][x] += tile.second[j][x];
+            gradient_tile<kPass, kKinds>(walk, stage, first_key(i), 0, tile,
+                                         [&](int, int x) -> const QueryNumbers<S>& { return numbers[x / 2]; });
+            RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) sum[j][x] +=
+                tile.second[j][x];
           });
     }
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// By keys: dV = a^T G, dK = dS^T Q; in the double backward dV = ad^T G, dK = dS2^T Q + dS^T Qd. A block meets the queries
-// of every head of its key-value head's group.
+// By keys: dV = a^T G, dK = dS^T Q; in the double backward dV = ad^T G, dK = dS2^T Q + dS^T Qd. A block meets the
+// queries of every head of its key-value head's group.
 #include "gradient.cuh"
 #include "kernels.cuh"
 
@@ -27,8 +27,8 @@ __global__ void __launch_bounds__(32 * 4, 1)
         if (i == 0) walk.load_rows();
         walk.load_columns(stage, first_query(i), parity(i));
         S* const to = reinterpret_cast<S*>(walk.shared + walk.layout.numbers + stage * walk.layout.stage);
-        RESCALED_ROLLED for (int n = thread_index(); n < kQueryArrays * W::kColumns; n += block_threads())
-            to[n] = query_number<S>(p, problem(i), n / W::kColumns, first_query(i) + n % W::kColumns);
+        RESCALED_ROLLED for (int n = thread_index(); n < kQueryArrays * W::kColumns; n += block_threads()) to[n] =
+            query_number<S>(p, problem(i), n / W::kColumns, first_query(i) + n % W::kColumns);
       },
       [&](int64_t i, int stage) {
         const int64_t first = first_query(i);
@@ -51,8 +51,8 @@ __global__ void __launch_bounds__(32 * 4, 1)
 template <class T, Pass kPass>
 const char* run(const AttentionParameters& p, void* stream) {
   const Plan plan = plan_of<T>(p, kPass, shared_bytes_of_device());
-  return launch_walk(p, plan, stream, key_walk<T, kPass, Kinds::exp, true>,
-                     key_walk<T, kPass, Kinds::two_sided, true>, key_walk<T, kPass, Kinds::all, false>);
+  return launch_walk(p, plan, stream, key_walk<T, kPass, Kinds::exp, true>, key_walk<T, kPass, Kinds::two_sided, true>,
+                     key_walk<T, kPass, Kinds::all, false>);
 }
 
 }  // namespace

@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(32 * kQueriesPerBlock, 1)
     q.tangent_delta = warp_dot<S>(grad_output, matrix(p.jvp_output, p, b), query, p.value_size) +
                       q.grad_balance * number(p.jvp_balance);
   }
-  const S numbers[] = {q.shift,  q.exponent, q.factor, q.grad_balance, q.delta, q.tangent_normalizer, q.tangent_delta};
+  const S numbers[] = {q.shift, q.exponent, q.factor, q.grad_balance, q.delta, q.tangent_normalizer, q.tangent_delta};
   S* to = static_cast<S*>(p.workspace) + b * kQueryArrays * p.queries + query;
   if (thread_index() % 32 == 0) RESCALED_UNROLL for (int i = 0; i < kQueryArrays; ++i) to[i * p.queries] = numbers[i];
 }
@@ -62,7 +62,8 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1)
       [&](int64_t i, int stage) {
         const int64_t first = i * W::kColumns;
         GradientTile<W> tile = {};
-        gradient_tile<kPass, kKinds>(walk, stage, first, 0, tile, [&](int, int x) -> const QueryNumbers<S>& { return numbers[x / 2]; });
+        gradient_tile<kPass, kKinds>(walk, stage, first, 0, tile,
+                                     [&](int, int x) -> const QueryNumbers<S>& { return numbers[x / 2]; });
         walk.accumulate(out, tile.second, 0, stage, first);
         if constexpr (is_second(kPass)) walk.accumulate(out, tile.first, 2, stage, first);
       });

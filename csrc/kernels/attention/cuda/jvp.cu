@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1)
         ElementValues<S, W::kTiles> values;
         fill_values(walk, masks, first, true, values);
         RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) {
-          const Weights<S> w = weights_of<S, kKinds>(p.kind, score[j][x] * scale, values.weighted, values.log_weight(j, x),
-                                                        numbers[x / 2]);
+          const Weights<S> w = weights_of<S, kKinds>(p.kind, score[j][x] * scale, values.weighted,
+                                                     values.log_weight(j, x), numbers[x / 2]);
           const S score_tangent = tangent[j][x] * tangent_scale, bias_tangent = values.tangent(j, x);
           const S drop = values.dropout(j, x), moved = w.r * score_tangent + w.a * bias_tangent;
           log_tangent[x / 2] += w.odd * score_tangent + w.even * bias_tangent;

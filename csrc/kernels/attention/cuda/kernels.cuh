@@ -20,8 +20,10 @@ const char* attention_gradient_bias(const AttentionParameters&, bool second, voi
 template <class Kernel>
 const char* launch_walk(const AttentionParameters& p, const Plan& plan, void* stream, Kernel exp, Kernel two_sided,
                         Kernel blocked) {
-  return launch(!plan.resident ? blocked : p.kind == Kind::exp ? exp : two_sided, plan.blocks, 32 * plan.warps,
-                plan.shared_bytes, stream, p, plan);
+  return launch(!plan.resident        ? blocked
+                : p.kind == Kind::exp ? exp
+                                      : two_sided,
+                plan.blocks, 32 * plan.warps, plan.shared_bytes, stream, p, plan);
 }
 
 template <class Function>

@@ -80,7 +80,8 @@ RESCALED_HOST_DEVICE int tile_ld(int64_t columns) {  // padded so that no two ro
 constexpr int kStoreColumns = 32, kStoreLd = kStoreColumns + 4;
 constexpr int kProblemBytes = 1024;
 template <class T>
-constexpr int kPerNumber = sizeof(T) == 8 ? 1 : 4 / static_cast<int>(sizeof(T));  // elements of the arithmetic type's size
+constexpr int kPerNumber =
+    sizeof(T) == 8 ? 1 : 4 / static_cast<int>(sizeof(T));  // elements of the arithmetic type's size
 template <class T>
 RESCALED_HOST_DEVICE Layout layout_of(const AttentionParameters& p, Pass pass, const Plan& plan) {
   Layout l;

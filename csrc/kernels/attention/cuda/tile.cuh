@@ -8,8 +8,8 @@
 namespace rescaled {
 namespace {
 
-// to[r][c] = m[first_row + r][first_column + c], 0 beyond `rows` and `columns`; c up to a multiple of 16. All threads of
-// the block; whoever reads it commits, waits and synchronizes first.
+// to[r][c] = m[first_row + r][first_column + c], 0 beyond `rows` and `columns`; c up to a multiple of 16. All threads
+// of the block; whoever reads it commits, waits and synchronizes first.
 template <class T>
 RESCALED_DEVICE void load_tile(T* to, int ld, int tile_rows, InputView m, int64_t first_row, int64_t rows,
                                int64_t first_column, int64_t columns) {

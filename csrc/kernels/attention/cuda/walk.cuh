@@ -84,8 +84,8 @@ struct Walk {
     RESCALED_UNROLL for (int i = 0; i < kOperands; ++i) {
       const int64_t width = operand_columns(p, i);
       if (layout.row[i] >= 0)
-        load_tile<T>(shared + layout.row[i], tile_ld<T>(width), kWarpRows * plan.warps, problems[parity].row[i], first_row,
-                     row_count, 0, width);
+        load_tile<T>(shared + layout.row[i], tile_ld<T>(width), kWarpRows * plan.warps, problems[parity].row[i],
+                     first_row, row_count, 0, width);
     }
   }
   RESCALED_MEMBER void load_columns(int stage, int64_t first, int parity = 0) const {
@@ -93,8 +93,8 @@ struct Walk {
     RESCALED_UNROLL for (int i = 0; i < kOperands; ++i) {
       const int64_t width = operand_columns(p, i);
       if (layout.column[i] >= 0)
-        load_tile<T>(shared + layout.column[i] + stage * layout.stage, tile_ld<T>(width), kColumns, problems[parity].column[i],
-                     first, column_count, 0, width);
+        load_tile<T>(shared + layout.column[i] + stage * layout.stage, tile_ld<T>(width), kColumns,
+                     problems[parity].column[i], first, column_count, 0, width);
     }
   }
 
@@ -179,7 +179,8 @@ struct Walk {
       if (first_output + 8 * j >= width) continue;
       RESCALED_UNROLL for (int i = 0; i < kGroup; ++i) RESCALED_UNROLL for (int x = 0; x < 4; ++x)
           mine[(g + x / 2 * 8) * kStoreLd + 8 * i + 2 * t + x % 2] = scale * out[j + i][x];
-      if (t == 0) RESCALED_UNROLL for (int h = 0; h < 2; ++h) mine[(g + 8 * h) * kStoreLd + kStoreColumns] = subtract[h];
+      if (t == 0)
+        RESCALED_UNROLL for (int h = 0; h < 2; ++h) mine[(g + 8 * h) * kStoreLd + kStoreColumns] = subtract[h];
       warp_barrier();
       RESCALED_ROLLED for (int r = 0; r < kWarpRows; ++r) {
         const int64_t row = first_row + warp * kWarpRows + r;

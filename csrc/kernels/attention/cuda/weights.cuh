@@ -23,8 +23,8 @@ template <class W, class Values>
 RESCALED_DEVICE void fill_values(const W& walk, const Elementwise<typename W::S>& masks, int64_t first,
                                  bool with_tangents, Values& values) {
   const int64_t last_row = walk.first_row + kWarpRows * walk.plan.warps - 1, last_column = first + W::kColumns - 1;
-  values.weighted = W::kByKeys ? masks.weighted(first, last_column, last_row)
-                               : masks.weighted(walk.first_row, last_row, last_column);
+  values.weighted =
+      W::kByKeys ? masks.weighted(first, last_column, last_row) : masks.weighted(walk.first_row, last_row, last_column);
   values.drops = masks.drops, values.tangents = with_tangents && masks.tangent_bias.data != nullptr;
   if (!values.weighted && !values.drops && !values.tangents) return;
   RESCALED_ROLLED for (int i = 0; i < 4 * W::kTiles; ++i) {
