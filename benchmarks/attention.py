@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from contestants import OURS, UNITS, Case, contestants, require_agreement
 from memory import measure_all
-from timing import HERE, header, interleave, summary, write_json
+from timing import HERE, fma_peak, header, interleave, summary, write_json
 
 RESULTS = HERE / "results" / "attention_cpu.json"
 SCHEMA = 1
@@ -97,6 +97,16 @@ def line(entry: dict[str, Any], width: int) -> str:
     return f"{what} {sizes}: {ours['gflops']:.0f} GF/s{peak}; {ratios}"
 
 
+def hold_against_peak(peak: dict[str, float], again: dict[str, float], timings: list[dict[str, Any]]) -> None:
+    """The peak measured before the run, and again after it: a disturbed measurement is too low, so the higher one holds."""
+    for threads, value in again.items():
+        peak[threads] = max(value, peak[threads])
+    for timing in timings:
+        for figure in timing["contestants"].values():
+            if "of_peak" in figure:
+                figure["of_peak"] = figure["gflops"] / peak[str(timing["threads"])]
+
+
 def main(command_line: list[str] | None = None) -> None:
     options = arguments(command_line)
     result: dict[str, Any] = {"schema": SCHEMA, "benchmark": "attention", **header(options.threads)}
@@ -105,6 +115,7 @@ def main(command_line: list[str] | None = None) -> None:
     for case, threads in itertools.product(grid(options), options.threads):
         timings.append(time_case(case, threads, options, result["peak_gflops"].get(str(threads))))
         print(line(timings[-1], max(map(len, UNITS))), flush=True)
+    hold_against_peak(result["peak_gflops"], fma_peak(options.threads), timings)
     memory = measure_all(memory_grid(options), max(options.threads), "contestants")
     for entry in memory:
         mebibytes = entry["peak_bytes"] / 2**20
