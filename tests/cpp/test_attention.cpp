@@ -304,8 +304,9 @@ void check(Kind kind, Shape s, Features f) {
 
 int main() {
   for (const Kind kind : {Kind::exp, Kind::cosh, Kind::sinh})
-    for (const Shape s : {Shape{1, 1, 1, 1, 1, 1}, Shape{2, 1, 7, 5, 3, 2}, Shape{2, 2, 53, 129, 17, 9},
-                          Shape{4, 2, 100, 65, 8, 16}, Shape{1, 1, 3, 300, 33, 1}, Shape{2, 1, 19, 40, 150, 140}})
+    for (const Shape s :
+         {Shape{1, 1, 1, 1, 1, 1}, Shape{2, 1, 7, 5, 3, 2}, Shape{2, 2, 53, 129, 17, 9}, Shape{4, 2, 100, 65, 8, 16},
+          Shape{1, 1, 3, 300, 33, 1}, Shape{2, 1, 19, 40, 150, 140}, Shape{2, 1, 5, 800, 9, 7}})
       for (const Features f :
            {Features{}, Features{.bias = Bias::full}, Features{.mask = true, .causal = true},
             Features{.bias = Bias::full, .mask = true, .dropout = true}, Features{.bias = Bias::rows, .strided = true},

@@ -41,7 +41,9 @@ const char* launch(void (*kernel)(Parameters...), int64_t blocks, int threads, i
   if (shared_bytes > 48 * 1024)
     status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
   if (status == cudaSuccess) {
-    kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, static_cast<cudaStream_t>(stream)> > >(arguments...);
+    // clang-format off: it takes the launch for shifts
+    kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
+    // clang-format on
     status = cudaGetLastError();
   }
   return status == cudaSuccess ? nullptr : cudaGetErrorName(status);

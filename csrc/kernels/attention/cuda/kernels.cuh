@@ -8,6 +8,7 @@
 
 namespace rescaled {
 
+int64_t attention_forward_workspace_bytes(const AttentionParameters&);
 const char* attention_forward(const AttentionParameters&, void* stream);
 const char* attention_jvp(const AttentionParameters&, void* stream);
 // What the gradients' walks read of each query (weights.cuh), into the workspace.

@@ -61,7 +61,7 @@ RESCALED_HOST_DEVICE int64_t least(int64_t a, int64_t b) { return a < b ? a : b;
 struct Plan {
   int warps = 4, stages = 1;
   bool resident = true;  // all columns of the operands in shared memory; else in steps of kChunk ("blocked")
-  int64_t row_blocks = 1, output_chunks = 1, blocks = 0, shared_bytes = 0;
+  int64_t row_blocks = 1, output_chunks = 1, key_splits = 1, blocks = 0, shared_bytes = 0;
 };
 
 // What a query brings to the gradients (weights.cuh): arrays of the arithmetic type.
@@ -111,6 +111,15 @@ int64_t shared_bytes_of(const AttentionParameters& p, Pass pass, const Plan& pla
   return kProblemBytes + layout_of<T>(p, pass, plan).elements * static_cast<int64_t>(sizeof(T));
 }
 
+// Few queries and many keys (a cache, at inference) leave most of a GPU idle: the forward then shares the keys among
+// several blocks, at least 256 keys each, until there are about 128 blocks, and merges what they found. By shape alone.
+inline int64_t key_splits(const AttentionParameters& p) {
+  const int64_t blocks = batches(p) * ((p.queries + 63) / 64);
+  if (p.causal || blocks >= 64) return 1;
+  const int64_t splits = least(least((127 + blocks) / blocks, p.keys / 256), 64);
+  return splits < 2 ? 1 : splits;
+}
+
 template <class T>
 Plan plan_of(const AttentionParameters& p, Pass pass, int64_t shared_limit) {
   Plan plan;
@@ -135,7 +144,8 @@ Plan plan_of(const AttentionParameters& p, Pass pass, int64_t shared_limit) {
                         : by_keys(pass) ? (p.head_size > p.value_size ? p.head_size : p.value_size)
                                         : p.value_size;
   plan.output_chunks = is_bias(pass) || width <= wide ? 1 : (width + wide - 1) / wide;
-  plan.blocks = (by_keys(pass) ? p.kv_batches : batches(p)) * plan.row_blocks * plan.output_chunks;
+  if (pass == Pass::forward) plan.key_splits = key_splits(p);
+  plan.blocks = (by_keys(pass) ? p.kv_batches : batches(p)) * plan.row_blocks * plan.output_chunks * plan.key_splits;
   return plan;
 }
 

@@ -22,7 +22,8 @@ __global__ void mask_walk(const int64_t* seeds, int64_t queries, int64_t keys, u
 }  // namespace
 
 int64_t attention_cuda_workspace_bytes(Primitive primitive, const AttentionParameters& p) {
-  if (primitive == Primitive::forward || primitive == Primitive::jvp) return 0;
+  if (primitive == Primitive::forward) return attention_forward_workspace_bytes(p);
+  if (primitive == Primitive::jvp) return 0;
   return batches(p) * kQueryArrays * p.queries * (p.query.dtype == DType::float64 ? 8 : 4);
 }
 

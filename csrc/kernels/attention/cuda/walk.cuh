@@ -51,7 +51,7 @@ struct Walk {
   // Sets the place of this block among `problems` (query problems, or key-value heads), and returns its problem. The
   // longest blocks of a causal problem come first.
   RESCALED_MEMBER int64_t take_place() {
-    const int64_t index = block_index(), block = index / plan.output_chunks % plan.row_blocks;
+    const int64_t index = block_index() / plan.key_splits, block = index / plan.output_chunks % plan.row_blocks;
     first_output = index % plan.output_chunks * kOutColumns;
     first_row = (p.causal && !kByKeys ? plan.row_blocks - 1 - block : block) * kWarpRows * plan.warps;
     return index / (plan.output_chunks * plan.row_blocks);
