@@ -71,6 +71,18 @@ def test_every_piece_is_timed_against_its_peer(results: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_the_higher_of_two_peaks_holds() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from attention import hold_against_peak
+
+    timings = [{"threads": n, "contestants": {"ours": {"gflops": 50.0, "of_peak": 0.0}, "half": {"gflops": 50.0}}} for n in (1, 2)]
+    peak = {"1": 100.0, "2": 80.0}
+    hold_against_peak(peak, {"1": 90.0, "2": 200.0}, timings)
+    assert peak == {"1": 100.0, "2": 200.0}
+    assert [t["contestants"]["ours"]["of_peak"] for t in timings] == [0.5, 0.25]
+    assert "of_peak" not in timings[0]["contestants"]["half"]
+
+
 def test_memory_is_measured_for_every_piece(results: Path) -> None:
     memory = json.loads(results.read_text())["memory"]
     first_order = {"torch_rescaled", "sdpa flash", "sdpa math"}

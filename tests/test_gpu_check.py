@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import contestants  # noqa: E402
+import cuda_resources  # noqa: E402
 import gpu_attention  # noqa: E402
 import gpu_check  # noqa: E402
 import gpu_record  # noqa: E402
@@ -185,3 +186,17 @@ def test_without_a_gpu_that_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_check.torch.cuda, "is_available", lambda: False)
     assert gpu_check.main(["--part", "test", "--out", str(tmp_path)]) == 1
     assert "no GPU here: nothing was checked" in capsys.readouterr().out
+
+
+def test_resources_are_read_from_a_build():
+    log = """[3/9] Building CUDA object forward.cu.o
+ptxas info    : Compiling entry function '_Z4walkv' for 'sm_90a'
+ptxas info    : Function properties for _Z4walkv
+    392 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads
+ptxas info    : Used 253 registers, used 1 barriers, 392 bytes cumulative stack size
+ptxas info    : Compiling entry function '_Z5mergev' for 'sm_80'
+ptxas info    : Function properties for _Z5mergev
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 24 registers, used 0 barriers
+"""
+    assert cuda_resources.resources(log) == [("_Z4walkv", "sm_90a", 253, 392, 12), ("_Z5mergev", "sm_80", 24, 0, 0)]

@@ -41,7 +41,7 @@ void check() {
   const int element = sizeof(T);
   for (const Pass pass : kPasses)
     for (const int64_t limit : kLimits)
-      for (const int64_t size : {1, 16, 40, 64, 128, 200, 256, 512, 4096}) {
+      for (const int64_t size : {1, 16, 40, 64, 128, 200, 256, 512, 4096, 1 << 28}) {
         const AttentionParameters p = problem(3, 1000, 700, size);
         const Plan plan = plan_of<T>(p, pass, limit);
         const int number = static_cast<int>(pass);

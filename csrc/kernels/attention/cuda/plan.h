@@ -127,8 +127,10 @@ Plan plan_of(const AttentionParameters& p, Pass pass, int64_t shared_limit) {
   // 8 warps share a tile of columns where there are rows for them (forward and JVP: the outputs of both are small).
   const int most = !is_gradient(pass) && rows > 4 * kWarpRows ? 8 : rows > 2 * kWarpRows ? 4 : rows > kWarpRows ? 2 : 1;
   bool fits = false;
-  // As many rows as fit, for they share the columns' tiles; two stages, which hide the copies, where both fit.
-  for (int warps = most; warps >= 1 && !fits; warps /= 2)
+  // As many rows as fit, for they share the columns' tiles; two stages, which hide the copies, where both fit. Beyond
+  // any GPU's memory nothing is tried: the layout counts in 32 bits.
+  const bool small = p.head_size <= 1 << 16 && p.value_size <= 1 << 16;
+  for (int warps = most; small && warps >= 1 && !fits; warps /= 2)
     for (int stages = 2; stages >= 1 && !fits; --stages) {
       plan.warps = warps, plan.stages = stages;
       plan.shared_bytes = shared_bytes_of<T>(p, pass, plan);
