@@ -31,7 +31,8 @@ def readable(names: list[str]) -> list[str]:
     if shutil.which("c++filt") is None:
         return names
     done = subprocess.run(["c++filt"], input="\n".join(names), text=True, capture_output=True, check=True)
-    return [re.sub(r"\((?!rescaled::).*$|rescaled::|\(anonymous namespace\)::", "", name) for name in done.stdout.splitlines()]
+    short = (re.sub(r"^void |rescaled::|\(anonymous namespace\)::", "", name) for name in done.stdout.splitlines())
+    return [re.sub(r">\(.*$", ">", name) for name in short]
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 """`make gpu-check` on made-up results, without a GPU: the record, the page, the table, what counts as passed."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -200,3 +201,9 @@ ptxas info    : Function properties for _Z5mergev
 ptxas info    : Used 24 registers, used 0 barriers
 """
     assert cuda_resources.resources(log) == [("_Z4walkv", "sm_90a", 253, 392, 12), ("_Z5mergev", "sm_80", 24, 0, 0)]
+
+
+@pytest.mark.skipif(shutil.which("c++filt") is None, reason="needs c++filt")
+def test_kernels_have_readable_names():
+    name = "_ZN8rescaled12_GLOBAL__N_18jvp_walkIfLNS_5KindsE0ELb1EEEvNS_19AttentionParametersENS_4PlanE"
+    assert cuda_resources.readable([name]) == ["jvp_walk<float, (Kinds)0, true>"]
