@@ -10,7 +10,7 @@ PIP := -m pip install -qq --disable-pip-version-check --no-input
 STAMPS := build/stamps/$(subst /,.,$(PYTHON))
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py torch_rescaled/__init__.py
 CPP := $(shell find csrc examples/cpp tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu*' 2>/dev/null)
-# Kernels for GPUs take 6 minutes to compile for every architecture: here only where there is a GPU. `make cuda` and
+# Kernels for GPUs take minutes to compile for every architecture: here only where there is a GPU. `make cuda` and
 # `make wheel` always do it where nvcc is.
 export CMAKE_ARGS ?= -DRESCALED_CUDA=$(if $(wildcard /dev/nvidiactl),AUTO,OFF)
 # cmake, ninja and ctest come with the environment.
@@ -90,7 +90,7 @@ test-all: build ## Every test that needs no GPU
 cuda: $(STAMPS)/environment ## Compile the CUDA kernels for every architecture (needs nvcc), and load them
 	@$(CHECK_COMPILER)
 	@mkdir -p build/cuda
-	@echo "compiling the CUDA kernels for every architecture (6 minutes on 2 cores, the first time)"
+	@echo "compiling the CUDA kernels for every architecture (minutes, the first time)"
 	@{ $(TOOLS) cmake -S . -B build/cuda -G Ninja -DRESCALED_CUDA=ON -DCMAKE_CUDA_FLAGS=-Xptxas=-v \
 	    -DTORCH_ROOT=$$($(PYTHON) -c "import torch; print(torch.__path__[0])") && \
 	  $(TOOLS) cmake --build build/cuda; } > build/cuda/build.log 2>&1 || \

@@ -95,7 +95,6 @@ RESCALED_INLINE bool in_place(InputView m, int64_t rows, int64_t columns, int64_
   return m.dtype == kDType<T> && (m.column == 1 || columns == 1) && rows % whole_rows == 0 &&
          columns % whole_columns == 0;
 }
-RESCALED_INLINE int64_t round_up(int64_t n, int64_t m) { return (n + m - 1) / m * m; }
 template <class T>
 static Rows<T> rows_of(InputView m, int64_t rows, int64_t columns, int64_t whole_rows, int64_t whole_columns,
                        T* scratch) {

@@ -9,8 +9,6 @@
 namespace rescaled::RESCALED_ISA {
 namespace {
 
-inline constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
-
 enum class Lanes { queries, keys };
 
 struct Block {

@@ -7,8 +7,6 @@
 namespace rescaled {
 namespace {
 
-constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
-
 // Masks, bias, dropout of one problem.
 template <class S>
 struct Elementwise {

@@ -55,7 +55,6 @@ RESCALED_HOST_DEVICE const Input* operand(const AttentionParameters& p, Pass pas
   return m != nullptr && m->data != nullptr ? m : nullptr;
 }
 
-RESCALED_HOST_DEVICE int64_t round_up(int64_t n, int64_t m) { return (n + m - 1) / m * m; }
 RESCALED_HOST_DEVICE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 struct Plan {

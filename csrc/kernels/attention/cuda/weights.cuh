@@ -9,8 +9,8 @@
 namespace rescaled {
 namespace {
 
-// The same for the elements of a tile: in memory, filled by a loop, so that the unrolled arithmetic stays small where a
-// tile has none of it (the interior of a causal problem, and one without masks and dropout).
+// Masks, dropout and bias tangents of a tile's elements: in memory, filled by a loop, so that the unrolled arithmetic
+// stays small where a tile has none of it (the interior of a causal problem, and one without masks and dropout).
 template <class S, int kTiles>
 struct ElementValues {
   bool weighted, drops, tangents;
