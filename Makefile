@@ -119,7 +119,7 @@ build/torch-$(OLDEST)/headers: $(STAMPS)/environment
 headers-oldest: build/torch-$(OLDEST)/headers ## Compile operators and public headers against the oldest supported torch's headers
 	@$(TOOLS) cmake -S . -B build/headers-oldest -G Ninja -DCMAKE_BUILD_TYPE=None -DRESCALED_CUDA=OFF \
 	  -DTORCH_ROOT=$(CURDIR)/$(<D)/torch > /dev/null
-	@$(TOOLS) cmake --build build/headers-oldest --target torch_rescaled_objects all_verify_interface_header_sets -- --quiet
+	@$(TOOLS) cmake --build build/headers-oldest --target torch_rescaled_operators torch_rescaled_objects all_verify_interface_header_sets -- --quiet
 
 lint: $(STAMPS)/environment ## ruff and clang-format, as checks
 	@$(PYTHON) -m ruff check . || { echo "make format mends most of it"; exit 1; }
@@ -139,7 +139,7 @@ sanitize: $(STAMPS)/environment ## The torch-free kernels under the address and 
 	@$(TOOLS) cmake -S . -B build/sanitize -G Ninja -DRESCALED_OPS=OFF -DRESCALED_TESTS=ON -DRESCALED_SANITIZE=ON \
 	  -DRESCALED_CUDA=OFF > /dev/null
 	@$(TOOLS) cmake --build build/sanitize -- --quiet
-	@$(TOOLS) ctest --test-dir build/sanitize --output-on-failure
+	@$(TOOLS) ctest --test-dir build/sanitize --output-on-failure -j2
 
 bench: build ## Measure attention and losses beside PyTorch's own, and write the tables
 	@$(PYTHON) benchmarks/attention.py
