@@ -11,7 +11,7 @@ function(cuda_sources_hash result)
   endif()
   file(GLOB_RECURSE files LIST_DIRECTORIES OFF RELATIVE ${kernels} ${depends}
     ${kernels}/cuda/* ${kernels}/attention/cuda/*)
-  list(APPEND files element.h host_device.h phi.h random.h attention/parameters.h attention/view.h)
+  list(APPEND files element.h host_device.h matrices.h phi.h random.h attention/parameters.h attention/view.h program.h)
   list(SORT files)
   set(listing "")
   foreach(name IN LISTS files)

@@ -81,17 +81,31 @@ RESCALED_INLINE Weight<T> split_weight(Vec<T> x) {
   return {n, exp2_fraction<T>(bounded - n)};
 }
 
-// even, odd = 2^exponent (2^t +- 2^-t) / 2 for an integral exponent. One range reduction for both: with t = n + f and
+// even, odd = 2^exponent (2^t +- 2^-t) / 2 for t = n + f and an integral exponent. One range reduction for both: with
 // the polynomials e, o of f^2 above, 2^(+-t) = 2^(+-n) (e +- f o); no cancellation in `odd` near t = 0.
 template <class T>
-RESCALED_INLINE void two_sided(Vec<T> t, Vec<T> exponent, Vec<T>& even, Vec<T>& odd) {
-  const Vec<T> n = round_to_integer<T>(t), f = t - n, g = f * f, one = Vec<T>{} + T(1);
+RESCALED_INLINE void two_sided(Vec<T> n, Vec<T> f, Vec<T> exponent, Vec<T>& even, Vec<T>& odd) {
+  const Vec<T> g = f * f, one = Vec<T>{} + T(1);
   const Vec<T> e = exp2_even<T>(g), o = exp2_odd<T>(g) * f;
   const Vec<T> half = exponent - one;  // the 1/2 of cosh and sinh
   const Vec<T> up = scale_by_power<T>(one, half + n), down = scale_by_power<T>(one, half - n);
   const Vec<T> sum = up + down, difference = up - down;
   even = e * sum + o * difference;
   odd = e * difference + o * sum;
+}
+template <class T>
+RESCALED_INLINE void two_sided(Vec<T> t, Vec<T> exponent, Vec<T>& even, Vec<T>& odd) {
+  const Vec<T> n = round_to_integer<T>(t);
+  two_sided<T>(n, t - n, exponent, even, odd);
+}
+
+// z = (n + f) ln 2 with |f| <= 1/2, exact for |z| < 350 (float): log2(e) z alone would have lost eps |z|.
+template <class T>
+RESCALED_INLINE void reduce_natural(Vec<T> z, Vec<T>& n, Vec<T>& f) {
+  constexpr T high = sizeof(T) == 4 ? T(0x1.62e4p-1) : T(0x1.62e42feep-1);  // few digits: n high is exact
+  constexpr T low = sizeof(T) == 4 ? T(0x1.7f7d1cf7p-20) : T(0x1.a39ef35793c76p-33);
+  n = round_to_integer<T>(z * T(kLog2e));
+  f = ((z - n * high) - n * low) * T(kLog2e);
 }
 
 }  // namespace

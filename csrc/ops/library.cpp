@@ -27,6 +27,20 @@
 #define TANGENTS "Tensor? tangent_query, Tensor? tangent_key, Tensor? tangent_value, Tensor? tangent_bias"
 #define COTANGENTS "Tensor? grad_output, Tensor? grad_balance, Tensor? grad_log_normalizer"
 
+// Regressions: A [*L, n, d], b [*L, n], x [*L, d], row_weight and penalty_weight [*L, n]. In the public operators they
+// broadcast; the primitives have equal numbers of leading dimensions, as above. A may be in half precision, the others
+// are in the type of the arithmetic. logits, direction: A x and A s, [*L, n].
+#define REGRESSION "Tensor A, Tensor b, Tensor x, Tensor? row_weight, Tensor? penalty_weight"
+#define REGRESSION_TANGENTS                                     \
+  "Tensor? tangent_A, Tensor? tangent_b, Tensor? tangent_x, Tensor? tangent_row_weight, " \
+  "Tensor? tangent_penalty_weight"
+#define REGRESSION_GRADIENTS \
+  "Tensor grad_A, Tensor grad_b, Tensor grad_x, Tensor grad_row_weight, Tensor grad_penalty_weight"
+#define REGRESSION_SETTINGS "str kind, str form"
+#define REGRESSION_OPTIONS \
+  "*, Tensor? row_weight=None, Tensor? penalty_weight=None, str kind=\"exp\", str form=\"rescaled\""
+#define TARGET "Tensor b, Tensor? row_weight, Tensor? penalty_weight"
+
 TORCH_LIBRARY(torch_rescaled, m) {
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
   m.def("attention" PUBLIC_ARGUMENTS " -> Tensor", tags);
@@ -56,6 +70,43 @@ TORCH_LIBRARY(torch_rescaled, m) {
 
   // The kept scores of a problem with this seed: [*L] -> bool [*L, queries, keys].
   m.def("_attention_dropout_mask(Tensor dropout_seed, SymInt queries, SymInt keys, float dropout_p) -> Tensor", tags);
+
+  m.def("regression_loss(Tensor A, Tensor b, Tensor x, " REGRESSION_OPTIONS ") -> Tensor", tags);
+  // [*L], [*L, d], [*L, d, d] (or an empty [*L, 0, 0]), [*L]
+  m.def("regression_evaluate(Tensor A, Tensor b, Tensor x, " REGRESSION_OPTIONS
+        ", str curvature=\"none\") -> (Tensor log_loss, Tensor gradient, Tensor hessian, Tensor log_scale)",
+        tags);
+  m.def("regression_hvp(Tensor A, Tensor b, Tensor x, Tensor v, " REGRESSION_OPTIONS
+        ", str curvature=\"full\") -> Tensor",
+        tags);
+
+  // gradient: in x, saved for the derivatives.
+  m.def("_regression_forward(" REGRESSION ", " REGRESSION_SETTINGS ") -> (Tensor loss, Tensor gradient)", tags);
+  m.def("_regression_backward(Tensor? grad_loss, " REGRESSION ", Tensor gradient, " REGRESSION_SETTINGS
+        ", bool[5] need) -> (" REGRESSION_GRADIENTS ")",
+        tags);
+  m.def("_regression_jvp(" REGRESSION_TANGENTS ", " REGRESSION ", Tensor gradient, " REGRESSION_SETTINGS ") -> Tensor",
+        tags);
+  m.def("_regression_double_backward(" REGRESSION_TANGENTS ", Tensor? grad_loss, " REGRESSION
+        ", Tensor gradient, " REGRESSION_SETTINGS ", bool[6] need) -> (Tensor tangent_loss, " REGRESSION_GRADIENTS ")",
+        tags);
+
+  // What has no derivative of its own: numbers of a point [*L, 11] float64, scaled gradient [*L, d] float64; products.
+  m.def("_regression_evaluate(" REGRESSION ", " REGRESSION_SETTINGS ") -> (Tensor statistics, Tensor gradient)", tags);
+  m.def("_regression_product(" REGRESSION ", Tensor v, " REGRESSION_SETTINGS ", str curvature) -> Tensor", tags);
+  m.def("_regression_matvec(Tensor A, Tensor v) -> Tensor", tags);
+  // steps [*L, K] float64 -> [*L, K, 11] float64, of logits + step direction; without both K = 1
+  m.def("_regression_statistics(Tensor logits, Tensor? direction, Tensor? steps, " TARGET ", " REGRESSION_SETTINGS
+        ") -> Tensor",
+        tags);
+  // statistics [*L, 11] -> [*L, 7, n]
+  m.def("_regression_rows(Tensor logits, Tensor statistics, " TARGET ", " REGRESSION_SETTINGS ") -> Tensor", tags);
+  // rows [*L, 7, n] -> [*L, 7] float64
+  m.def("_regression_model(Tensor rows, Tensor direction) -> Tensor", tags);
+  m.def(
+      "_regression_curvature(Tensor A, Tensor rows, Tensor statistics, str curvature)"
+      " -> (Tensor gradient, Tensor hessian, Tensor noise)",
+      tags);
 
   m.def("_cuda_path(int device) -> str", tags);
   m.def("build_info(bool devices=False) -> str", tags);

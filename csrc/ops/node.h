@@ -15,6 +15,7 @@
 #include <ATen/core/Tensor.h>
 #include <dlfcn.h>
 #include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
@@ -222,5 +223,8 @@ variable_list differentiate(Formula&& formula, const variable_list& inputs, size
   for (size_t i = 0; i < positions.size(); ++i) result[positions[i]] = found[i];
   return result;
 }
+
+// For operators without derivatives: a backward through them, or a tangent into them, is an error that names them.
+inline torch::CppFunction not_differentiable() { return torch::autograd::autogradNotImplementedFallback(); }
 
 }  // namespace rescaled::ops

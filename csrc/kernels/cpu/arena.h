@@ -3,7 +3,6 @@
 #pragma once
 #include <cstdint>
 
-#include "../attention/parameters.h"
 #include "simd.h"
 
 namespace rescaled::RESCALED_ISA {
@@ -25,8 +24,8 @@ class Arena {
   int64_t used_ = 0;
 };
 
-template <class Layout>
-RESCALED_INLINE int64_t bytes_of(const AttentionParameters& p) {
+template <class Layout, class Parameters>
+RESCALED_INLINE int64_t bytes_of(const Parameters& p) {
   Arena arena(nullptr);
   Layout layout(p, arena);
   return arena.used();

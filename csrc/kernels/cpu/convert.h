@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Element types in memory, and the arithmetic type T (float, double) the kernels compute in.
 #pragma once
-#include "../attention/view.h"
 #include "../element.h"
+#include "../matrices.h"
 #include "simd.h"
 
 namespace rescaled::RESCALED_ISA {

@@ -75,6 +75,30 @@ template <class T>
 RESCALED_INLINE void store(T* p, Vec<T> x) {
   __builtin_memcpy(p, &x, sizeof x);
 }
+// The first `count` < kLanes elements, then zeros.
+template <class T>
+RESCALED_INLINE Vec<T> load_first(const T* p, int64_t count) {
+#if defined(__AVX512F__)
+  const uint32_t mask = (1u << count) - 1;
+  if constexpr (sizeof(T) == 4)
+    return (FloatVector)_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), p);
+  else
+    return (DoubleVector)_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), p);
+#elif defined(__AVX2__)
+  typename Simd<T>::Integer position, last = {};
+  RESCALED_UNROLL for (int i = 0; i < Simd<T>::kLanes; ++i) position[i] = i;
+  RESCALED_UNROLL for (int i = 0; i < Simd<T>::kLanes; ++i) last[i] = static_cast<uint32_t>(count);
+  const __m256i mask = (__m256i)(position < last);
+  if constexpr (sizeof(T) == 4)
+    return (FloatVector)_mm256_maskload_ps(p, mask);
+  else
+    return (DoubleVector)_mm256_maskload_pd(p, mask);
+#else
+  Vec<T> x = {};
+  for (int64_t i = 0; i < count; ++i) x[i] = p[i];
+  return x;
+#endif
+}
 template <class T>
 RESCALED_INLINE Vec<T> broadcast(T x) {
   return x - Vec<T>{};

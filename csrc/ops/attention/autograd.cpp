@@ -1,53 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The rules of the attention family: closed under second order, because <G, F> has a symmetric Hessian.
-//
-// clang-format off
-//                    reverse rule                            forward rule
-//   forward          backward                                jvp
-//   backward         double backward                         backward (of the cotangents' tangents) + double backward's
-//                                                            gradients
-//   jvp              backward, double backward's gradients   plain-tensor formula
-//   double backward  plain-tensor formula                    plain-tensor formula
-// clang-format on
-//
-// W, balance and log_normalizer that the last three take along are auxiliaries: they carry no gradient and no tangent;
-// each rule is the total derivative.
-#include <ATen/TensorOperators.h>
-#include <torch/library.h>
-
-#include "../node.h"
+// Autograd of the attention family (../family.h). W, balance and log_normalizer are what the forward saves.
+#include "../family.h"
 #include "plain.h"
 #include "primitives.h"
 #include "public.h"
 
 namespace rescaled::ops {
 namespace {
-
-// Inputs travel through the recorder as one list; these read the groups back.
-Point point_at(const variable_list& in, size_t i, size_t auxiliary) {
-  return {in[i], in[i + 1], in[i + 2], in[i + 3], in[auxiliary], in[auxiliary + 1]};
-}
-Saved saved_at(const variable_list& in, size_t i) { return {in[i], in[i + 1], in[i + 2]}; }
-Tangents tangents_at(const variable_list& in, size_t i) { return {in[i], in[i + 1], in[i + 2], in[i + 3]}; }
-Cotangents cotangents_at(const variable_list& in, size_t i) { return {in[i], in[i + 1], in[i + 2]}; }
-template <size_t kCount>
-std::array<bool, kCount> flags(const std::vector<bool>& need, size_t first = 0) {
-  std::array<bool, kCount> out{};
-  for (size_t i = 0; i < kCount; ++i) out[i] = need[first + i];
-  return out;
-}
-bool any_defined(const variable_list& list, size_t first, size_t count) {
-  for (size_t i = first; i < first + count; ++i)
-    if (list[i].defined()) return true;
-  return false;
-}
-// The gradients of a double backward along `t`, for the inputs `need` names; undefined where not asked for.
-std::array<Tensor, 4> hessian_product(const Tangents& t, const Cotangents& g, const Point& x, const Saved& saved,
-                                      const AttentionSettings& settings, std::array<bool, 4> need) {
-  auto all =
-      attention_double_backward(t, g, x, saved, settings, {false, false, false, need[0], need[1], need[2], need[3]});
-  return {all[3], all[4], all[5], all[6]};
-}
 
 void warn_of_plain_derivative() {
   TORCH_WARN_ONCE(
@@ -57,143 +16,55 @@ void warn_of_plain_derivative() {
 }
 
 // query, key, value, bias | mask, dropout_seed
-struct Forward {
+struct Attention {
   using Settings = AttentionSettings;
-  static constexpr size_t kInputs = 4, kOutputs = 3;
-  static constexpr size_t kAuxiliaries = 2;
-  static constexpr bool kTraceable = true;
-  static constexpr bool kSavesOutputs = true;
-  static const char* name() { return "RescaledAttentionBackward"; }
-  static variable_list vjp(const Settings& settings, const variable_list& in, const variable_list& out,
-                           const variable_list& grads, const std::vector<bool>& need) {
-    const auto d =
-        attention_backward(cotangents_at(grads, 0), point_at(in, 0, 4), saved_at(out, 0), settings, flags<4>(need));
-    return {d[0], d[1], d[2], d[3]};
-  }
-  static variable_list jvp(const Settings& settings, const variable_list& in, const variable_list& tangents,
-                           const variable_list& out) {
-    const Saved t = attention_jvp(tangents_at(tangents, 0), point_at(in, 0, 4), saved_at(out, 0), settings);
-    return {t.output, t.balance, t.log_normalizer};
-  }
-};
+  static constexpr size_t kPoint = 4, kExtra = 2, kOutputs = 3, kSaved = 3;
+  static constexpr std::array<const char*, 4> names = {"RescaledAttentionBackward", "RescaledAttentionDoubleBackward",
+                                                       "RescaledAttentionJvpBackward", "RescaledAttentionThirdBackward"};
 
-// With the outputs asked for; the others are empty [0] tensors, whose cotangents mean nothing.
-template <size_t kOutputs>
-struct NeedSettings : AttentionSettings {
-  std::array<bool, kOutputs> need{};
-  variable_list cotangents(variable_list grads) const {
-    for (size_t i = 0; i < kOutputs; ++i)
-      if (!need[i]) grads[i] = Tensor();
-    return grads;
-  }
-  template <class Arguments>
-  void collect(Arguments& args) const {
-    AttentionSettings::collect(args);
-    for (const bool flag : need) args.collect(flag);
-  }
-  template <class Arguments>
-  void pack(Arguments& args) const {
-    AttentionSettings::pack(args);
-    for (const bool flag : need) args.pack(flag);
-  }
-  template <class Arguments>
-  void unpack(Arguments& args) {
-    AttentionSettings::unpack(args);
-    for (bool& flag : need) flag = args.template unpack<bool>();
-  }
-};
-
-// grad_output, grad_balance, grad_log_normalizer, query, key, value, bias |
-// mask, dropout_seed, W, balance, log_normalizer
-struct Backward {
-  using Settings = NeedSettings<4>;
-  static constexpr size_t kInputs = 7, kOutputs = 4;
-  static constexpr size_t kAuxiliaries = 5;
-  static constexpr bool kTraceable = true;
-  static constexpr bool kSavesOutputs = false;
-  static const char* name() { return "RescaledAttentionDoubleBackward"; }
-  static variable_list vjp(const Settings& settings, const variable_list& in, const variable_list&,
-                           const variable_list& grads, const std::vector<bool>& need) {
-    const auto d = attention_double_backward(tangents_at(settings.cotangents(grads), 0), cotangents_at(in, 0),
-                                             point_at(in, 3, 7), saved_at(in, 9), settings, flags<7>(need));
+  static variable_list backward(const Settings& settings, const variable_list& grads, const variable_list& point,
+                                const variable_list& extra, const variable_list& saved, const std::vector<bool>& need) {
+    const auto d = attention_backward(cotangents(grads), of(point, extra), statistics(saved), settings, flags<4>(need));
     return {d.begin(), d.end()};
   }
-  static variable_list jvp(const Settings& settings, const variable_list& in, const variable_list& tangents,
-                           const variable_list&) {
-    const Point x = point_at(in, 3, 7);
-    const Saved saved = saved_at(in, 9);
-    variable_list sum(4);
-    const auto add = [&](const std::array<Tensor, 4>& terms) {
-      for (size_t i = 0; i < 4; ++i)
-        if (settings.need[i]) sum[i] = sum[i].defined() ? sum[i] + terms[i] : terms[i];
-    };
-    if (any_defined(tangents, 0, 3))
-      add(attention_backward(cotangents_at(tangents, 0), x, saved, settings, settings.need));
-    if (any_defined(tangents, 3, 4))
-      add(hessian_product(tangents_at(tangents, 3), cotangents_at(in, 0), x, saved, settings, settings.need));
-    return sum;
+  static variable_list jvp(const Settings& settings, const variable_list& along, const variable_list& point,
+                           const variable_list& extra, const variable_list& saved) {
+    const Saved t = attention_jvp(tangents(along), of(point, extra), statistics(saved), settings);
+    return {t.output, t.balance, t.log_normalizer};
   }
-};
-
-// tangents of query, key, value, bias; query, key, value, bias |
-// mask, dropout_seed, W, balance, log_normalizer
-struct Jvp {
-  using Settings = AttentionSettings;
-  static constexpr size_t kInputs = 8, kOutputs = 3;
-  static constexpr size_t kAuxiliaries = 5;
-  static constexpr bool kTraceable = true;
-  static constexpr bool kSavesOutputs = false;
-  static const char* name() { return "RescaledAttentionJvpBackward"; }
-  static variable_list vjp(const Settings& settings, const variable_list& in, const variable_list&,
-                           const variable_list& grads, const std::vector<bool>& need) {
-    const Point x = point_at(in, 4, 8);
-    const Saved saved = saved_at(in, 10);
-    const auto along = flags<4>(need), at = flags<4>(need, 4);
-    variable_list result(kInputs);
-    const auto put = [&](size_t first, const std::array<Tensor, 4>& d) {
-      for (size_t i = 0; i < 4; ++i) result[first + i] = d[i];
-    };
-    const auto any = [](const std::array<bool, 4>& f) { return f[0] || f[1] || f[2] || f[3]; };
-    if (any(along)) put(0, attention_backward(cotangents_at(grads, 0), x, saved, settings, along));
-    if (any(at)) put(4, hessian_product(tangents_at(in, 0), cotangents_at(grads, 0), x, saved, settings, at));
-    return result;
+  static variable_list double_backward(const Settings& settings, const variable_list& along, const variable_list& grads,
+                                       const variable_list& point, const variable_list& extra,
+                                       const variable_list& saved, const std::vector<bool>& need) {
+    const auto d = attention_double_backward(tangents(along), cotangents(grads), of(point, extra), statistics(saved),
+                                             settings, flags<7>(need));
+    return {d.begin(), d.end()};
   }
-  // Never with tangents: jvp_autograd takes those to the plain-tensor formula.
-  static variable_list jvp(const Settings&, const variable_list&, const variable_list&, const variable_list&) {
-    return variable_list(kOutputs);
-  }
-};
-
-// tangents (4), cotangents (3), query, key, value, bias |
-// mask, dropout_seed, W, balance, log_normalizer
-struct DoubleBackward {
-  using Settings = NeedSettings<7>;
-  static constexpr size_t kInputs = 11, kOutputs = 7;
-  static constexpr size_t kAuxiliaries = 5;
-  static constexpr bool kTraceable = false;
-  static constexpr bool kSavesOutputs = false;
-  static const char* name() { return "RescaledAttentionThirdBackward"; }
-  static variable_list plain(const Settings& settings, const variable_list& in) {
+  static variable_list plain_double_backward(const Settings& settings, const variable_list& along,
+                                             const variable_list& grads, const variable_list& point,
+                                             const variable_list& extra, const std::vector<bool>&) {
     warn_of_plain_derivative();
-    const auto d =
-        plain_attention_double_backward(tangents_at(in, 0), cotangents_at(in, 4), point_at(in, 7, 11), settings);
-    return settings.cotangents({d.begin(), d.end()});
+    const auto d = plain_attention_double_backward(tangents(along), cotangents(grads), of(point, extra), settings);
+    return {d.begin(), d.end()};
   }
-  static variable_list vjp(const Settings& settings, const variable_list& in, const variable_list&,
-                           const variable_list& grads, const std::vector<bool>&) {
-    return differentiate([&](const variable_list& x) { return plain(settings, x); }, in, kInputs,
-                         settings.cotangents(grads));
+
+ private:
+  static Point of(const variable_list& x, const variable_list& extra) {
+    return {x[0], x[1], x[2], x[3], extra[0], extra[1]};
   }
-  // Never with tangents: double_backward_autograd takes those to the plain-tensor formula.
-  static variable_list jvp(const Settings&, const variable_list&, const variable_list&, const variable_list&) {
-    return variable_list(kOutputs);
+  static Saved statistics(const variable_list& s) { return {s[0], s[1], s[2]}; }
+  static Tangents tangents(const variable_list& t) { return {t[0], t[1], t[2], t[3]}; }
+  static Cotangents cotangents(const variable_list& g) { return {g[0], g[1], g[2]}; }
+  template <size_t kCount>
+  static std::array<bool, kCount> flags(const std::vector<bool>& need) {
+    std::array<bool, kCount> out{};
+    std::copy(need.begin(), need.end(), out.begin());
+    return out;
   }
 };
-
-template <class Tuple>
-variable_list to_list(Tuple&& tuple) {
-  return std::apply([](auto&&... t) { return variable_list{std::move(t)...}; }, std::move(tuple));
-}
+using Forward = Rules<Attention>::Forward;
+using Backward = Rules<Attention>::Backward;
+using Jvp = Rules<Attention>::Jvp;
+using DoubleBackward = Rules<Attention>::DoubleBackward;
 
 Three forward_autograd(c10::DispatchKeySet keys, RESCALED_POINT, RESCALED_SETTINGS) {
   const variable_list in{query, key, value, defined_or(bias), defined_or(mask), defined_or(dropout_seed)};

@@ -1,91 +1,38 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Tensors to kernel parameters: leading dimensions, strides, and the gradients' shapes. Nothing here knows the device.
+// Attention's tensors to kernel parameters, and the gradients' shapes. Nothing here knows the device.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
-#include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "../../kernels/attention/parameters.h"
+#include "../batch.h"
 #include "primitives.h"
 
 namespace rescaled::ops {
 
-inline DType dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case at::kFloat:
-      return DType::float32;
-    case at::kDouble:
-      return DType::float64;
-    case at::kBFloat16:
-      return DType::bfloat16;
-    case at::kHalf:
-      return DType::float16;
-    case at::kLong:
-      return DType::int64;
-    default:
-      return DType::boolean;
-  }
-}
-
-// Sizes of the leading dimensions, and the order in which the kernels walk them: those that key or value have first.
-class Leading {
+// Kernels walk first the dimensions that key or value have.
+class Leading : public Batch {
  public:
-  explicit Leading(const Point& x) : rank_(x.query.dim() - 2) {
-    const auto sizes = leading_sizes(x);
-    for (const c10::SymInt& size : sizes) full_.push_back(size.expect_int());
+  explicit Leading(const Point& x) : Batch(concrete(leading_sizes(x))) {
+    const int64_t rank = x.query.dim() - 2;
     const auto shared_by_keys = [&](int64_t d) { return x.key.size(d) == 1 && x.value.size(d) == 1; };
     for (const bool shared : {false, true})
-      for (int64_t d = 0; d < rank_; ++d)
+      for (int64_t d = 0; d < rank; ++d)
         if (full_[d] != 1 && shared_by_keys(d) == shared) order_.push_back(d);
-    for (int64_t d = 0; d < rank_; ++d) keys_.push_back(shared_by_keys(d) ? 1 : full_[d]);
+    for (int64_t d = 0; d < rank; ++d) keys_.push_back(shared_by_keys(d) ? 1 : full_[d]);
   }
-
   void describe(AttentionParameters& p) const {
-    p.rank = static_cast<int>(order_.size());
+    set_sizes(p);
     p.kv_batches = p.group = 1;
-    for (int i = 0; i < p.rank; ++i) {
-      p.sizes[i] = full_[order_[i]];
-      (keys_[order_[i]] == 1 ? p.group : p.kv_batches) *= p.sizes[i];
-    }
+    for (int i = 0; i < p.rank; ++i) (keys_[order_[i]] == 1 ? p.group : p.kv_batches) *= p.sizes[i];
   }
-  bool empty() const { return std::find(full_.begin(), full_.end(), 0) != full_.end(); }
-  std::vector<int64_t> full(at::IntArrayRef suffix) const { return join(full_, suffix); }
   std::vector<int64_t> keys(at::IntArrayRef suffix) const { return join(keys_, suffix); }
 
-  // `suffix`: dimensions after the leading ones (2 matrix, 1 vector, 0 number). Broadcast dimensions get stride 0.
-  template <class Pointer>
-  void strides(const Tensor& t, int64_t suffix, Matrices<Pointer>& m) const {
-    m.dtype = dtype_of(t);
-    for (size_t i = 0; i < order_.size(); ++i) m.batch[i] = t.size(order_[i]) == 1 ? 0 : t.stride(order_[i]);
-    if (suffix > 0) m.row = t.size(rank_) == 1 ? 0 : t.stride(rank_);
-    if (suffix > 1) m.column = t.size(rank_ + 1) == 1 ? 0 : t.stride(rank_ + 1);
-  }
-  Input input(const Tensor& t, int64_t suffix) const {
-    Input m;
-    if (!t.defined()) return m;
-    strides(t, suffix, m);
-    m.data = t.const_data_ptr();
-    if (!m.data) m.data = this;  // an empty tensor is there, and never read
-    return m;
-  }
-  Output output(const Tensor& t, int64_t suffix) const {
-    Output m;
-    if (!t.defined()) return m;
-    strides(t, suffix, m);
-    m.data = t.mutable_data_ptr();
-    return m;
-  }
-
  private:
-  static std::vector<int64_t> join(std::vector<int64_t> sizes, at::IntArrayRef suffix) {
-    sizes.insert(sizes.end(), suffix.begin(), suffix.end());
-    return sizes;
-  }
-  int64_t rank_;
-  std::vector<int64_t> full_, keys_, order_;
+  std::vector<int64_t> keys_;
 };
 
 inline AttentionParameters parameters(const Point& x, const AttentionSettings& settings, const Leading& leading) {

@@ -4,21 +4,10 @@
 #include <sstream>
 
 #include "../../kernels/attention/parameters.h"
+#include "../check.h"
 
 namespace rescaled::ops {
 namespace {
-
-// "torch_rescaled::attention: expected ..., got ..."
-#define RESCALED_CHECK(KIND, condition, op, ...) \
-  TORCH_CHECK_##KIND(condition, "torch_rescaled::", op, ": expected ", __VA_ARGS__)
-
-bool floating(at::ScalarType t) { return t == at::kFloat || t == at::kDouble || t == at::kBFloat16 || t == at::kHalf; }
-
-std::string shape(const Tensor& t) {
-  std::ostringstream out;
-  out << t.sym_sizes();
-  return out.str();
-}
 
 // "[2, 8, M, 64]": the sizes of `t` with the last two replaced.
 std::string shape_with(const Tensor& t, const std::string& row, const std::string& column) {
@@ -34,21 +23,10 @@ std::string text(const c10::SymInt& n) {
   return out.str();
 }
 
-void check_device(const char* op, const Tensor& query, const Tensor& t, const char* name) {
-  RESCALED_CHECK(VALUE, t.device() == query.device(), op, name, " on query's device ", query.device(), ", got ",
-                 t.device());
-}
-
 void check_device_and_type(const char* op, const Tensor& query, const Tensor& t, const char* name) {
-  check_device(op, query, t, name);
+  check_device(op, name, t, "query", query);
   RESCALED_CHECK(TYPE, t.scalar_type() == query.scalar_type(), op, name, " of query's dtype ", query.scalar_type(),
                  ", got ", t.scalar_type());
-}
-
-void check_has_kernels(const char* op, const char* name, const Tensor& t) {
-  RESCALED_CHECK(NOT_IMPLEMENTED, t.device().is_cpu() || t.device().is_cuda() || t.device().is_meta(), op,
-                 "tensors on the CPU or CUDA (or meta), got ", name, " on ", t.device(),
-                 "; kernels for this device do not exist yet");
 }
 
 void check_supported(const char* op, const Tensor& query) {
@@ -87,25 +65,6 @@ void check_key_value(const char* op, const Tensor& query, const Tensor& key, con
   RESCALED_CHECK(VALUE, value.sym_size(-2) == key.sym_size(-2), op, "value of shape ",
                  shape_with(value, text(key.sym_size(-2)), "Dv"), " to match key's length ", key.sym_size(-2), ", got ",
                  shape(value));
-}
-
-// A tensor whose leading dimension `d`, counted from the right, must be `expected` or 1.
-void check_leading(const char* op, const char* name, const Tensor& t, int64_t suffix,
-                   const std::vector<c10::SymInt>& full, const std::string& what) {
-  const int64_t rank = t.dim() - suffix;
-  for (int64_t i = 1; i <= rank; ++i) {
-    const c10::SymInt size = t.sym_size(rank - i);
-    const bool fits = i <= static_cast<int64_t>(full.size()) && (size == 1 || size == full[full.size() - i]);
-    RESCALED_CHECK(VALUE, fits, op, name, " with leading dimensions that broadcast to ", what, ", got ", shape(t));
-  }
-}
-
-std::string list(const std::vector<c10::SymInt>& sizes) {
-  std::ostringstream out;
-  out << "[";
-  for (size_t i = 0; i < sizes.size(); ++i) out << (i ? ", " : "") << sizes[i];
-  out << "]";
-  return out.str();
 }
 
 // The kernels walk at most kMaxBatchRank leading dimensions. `grouped`: query heads become two dimensions.
@@ -157,7 +116,7 @@ void check_public(const char* op, const PublicArguments& x) {
   check_batch_rank(op, full, regrouped);
   if (!x.attn_mask.defined()) return;
   const Tensor& mask = x.attn_mask;
-  check_device(op, x.query, mask, "attn_mask");
+  check_device(op, "attn_mask", mask, "query", x.query);
   if (mask.scalar_type() != at::kBool) check_bias_type(op, "attn_mask", x.query, mask.scalar_type());
   RESCALED_CHECK(VALUE, mask.layout() == at::kStrided, op, "a dense (strided) attn_mask, got layout ", mask.layout());
   RESCALED_CHECK(VALUE, mask.dim() >= 2, op, "attn_mask of at least 2 dimensions [*, N, M], got ", shape(mask));
@@ -179,8 +138,7 @@ void check_loss(const PublicArguments& x, const LossArguments& loss) {
   for (const auto& [name, t] :
        {std::pair<const char*, const Tensor&>{"target", loss.target}, {"log_row_scale", loss.log_row_scale}}) {
     if (!t.defined()) continue;
-    RESCALED_CHECK(VALUE, t.device() == x.query.device(), op, name, " on query's device ", x.query.device(), ", got ",
-                   t.device());
+    check_device(op, name, t, "query", x.query);
     const bool half = x.query.scalar_type() == at::kHalf || x.query.scalar_type() == at::kBFloat16;
     RESCALED_CHECK(TYPE, t.scalar_type() == x.query.scalar_type() || (half && t.scalar_type() == at::kFloat), op, name,
                    " of query's dtype ", x.query.scalar_type(), half ? " or float32" : "", ", got ", t.scalar_type());
@@ -213,7 +171,7 @@ void check_point(const char* op, const Point& x, const AttentionSettings& settin
     check_device_and_type(op, x.query, t, name);
   for (const auto& [name, t] :
        {std::pair<const char*, const Tensor&>{"bias", x.bias}, {"mask", x.mask}, {"dropout_seed", x.dropout_seed}})
-    if (t.defined()) check_device(op, x.query, t, name);
+    if (t.defined()) check_device(op, name, t, "query", x.query);
   RESCALED_CHECK(VALUE, x.query.dim() >= 2, op, "query of at least 2 dimensions [*, N, D], got ", shape(x.query));
   for (const auto& [name, t, suffix] : {std::tuple<const char*, const Tensor&, int64_t>{"key", x.key, 2},
                                         {"value", x.value, 2},
@@ -271,7 +229,7 @@ void check_saved(const char* op, const Point& x, const Saved& saved) {
     RESCALED_CHECK(VALUE, t.sym_sizes() == c10::SymIntArrayRef(sizes), op, name, " of shape ", list(sizes), ", got ",
                    shape(t));
     RESCALED_CHECK(TYPE, t.scalar_type() == type, op, name, " of dtype ", type, ", got ", t.scalar_type());
-    check_device(op, x.query, t, name);
+    check_device(op, name, t, "query", x.query);
   };
   check("output", saved.output, output_sizes, x.query.scalar_type());
   check("balance", saved.balance, row_sizes, accumulation_type(x.query));

@@ -1,36 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The primitives on CPU: workspace and threads.
-#include <ATen/Parallel.h>
-#include <c10/core/CPUAllocator.h>
 #include <torch/library.h>
 
-#include <algorithm>
-#include <atomic>
-
 #include "../../kernels/random.h"
+#include "../threads.h"
 #include "fused.h"
 
 namespace rescaled::ops {
 namespace {
-
-// Tasks are handed out one by one: which thread runs one does not change what it computes.
-void execute(const Program& program, AttentionParameters& p) {
-  const at::DataPtr workspace = c10::GetCPUAllocator()->allocate(program.workspace_bytes);
-  p.workspace = workspace.get();
-  for (int i = 0; i < program.count; ++i) {
-    const Step& step = program.steps[i];
-    std::atomic<int64_t> next{0};
-    const int64_t threads = std::min<int64_t>(at::get_num_threads(), step.tasks);
-    at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-      at::DataPtr scratch;
-      for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < step.tasks;) {
-        // + 1: an allocation of 0 bytes would be null, and look like none.
-        if (!scratch) scratch = c10::GetCPUAllocator()->allocate(step.scratch_bytes + 1);
-        step.run(p, task, task + 1, scratch.get());
-      }
-    });
-  }
-}
 
 struct Cpu {
   static bool serves(const Point&, const Leading&) { return true; }

@@ -1,19 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The primitives as C++ calls through the dispatcher, and their arguments in groups (schemas: ../library.cpp).
 #pragma once
-#include <ATen/core/Tensor.h>
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ops/empty.h>
-
 #include <array>
 #include <optional>
 #include <string>
 #include <vector>
 
-namespace rescaled::ops {
+#include "../dispatch.h"
 
-using at::Tensor;
-using MaybeTensor = std::optional<Tensor>;
+namespace rescaled::ops {
 
 struct AttentionSettings {
   double dropout_p = 0;
@@ -58,21 +53,8 @@ struct Cotangents {
   Tensor output, balance, log_normalizer;
 };
 
-// float64 for float64, else float32: the type of balance and log_normalizer, and of the arithmetic.
-inline at::ScalarType accumulation_type(const Tensor& t) {
-  return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-// What an output that `need` does not ask for is.
-inline Tensor none(const Tensor& like) { return at::empty({0}, like.options()); }
-
 // The sizes that the leading dimensions of a point's tensors broadcast to, aligned at the right.
 std::vector<c10::SymInt> leading_sizes(const Point&);
-
-template <class Signature>
-c10::TypedOperatorHandle<Signature> handle(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 
 Saved attention_forward(const Point&, const AttentionSettings&);
 std::array<Tensor, 4> attention_backward(const Cotangents&, const Point&, const Saved&, const AttentionSettings&,
@@ -92,9 +74,6 @@ std::array<Tensor, 7> attention_double_backward(const Tangents&, const Cotangent
       const MaybeTensor &tangent_bias
 #define RESCALED_COTANGENTS \
   const MaybeTensor &grad_output, const MaybeTensor &grad_balance, const MaybeTensor &grad_log_normalizer
-
-inline Tensor defined_or(const MaybeTensor& t) { return t.value_or(Tensor()); }
-inline MaybeTensor maybe(const Tensor& t) { return t.defined() ? MaybeTensor(t) : std::nullopt; }
 
 #define RESCALED_THE_POINT \
   Point { query, key, value, defined_or(bias), defined_or(mask), defined_or(dropout_seed) }

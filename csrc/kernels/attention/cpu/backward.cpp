@@ -3,7 +3,7 @@
 
 namespace rescaled::RESCALED_ISA {
 
-Program attention_backward(const AttentionParameters& p) {
+AttentionProgram attention_backward(const AttentionParameters& p) {
   return p.query.dtype == DType::float64 ? gradient_program<double, false>(p) : gradient_program<float, false>(p);
 }
 

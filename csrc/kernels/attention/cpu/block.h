@@ -5,6 +5,7 @@
 #include "../../cpu/product.h"
 #include "../../phi.h"
 #include "../../random.h"
+#include "../view.h"
 
 namespace rescaled::RESCALED_ISA {
 namespace {

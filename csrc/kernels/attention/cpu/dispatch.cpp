@@ -6,10 +6,10 @@ namespace rescaled {
 
 #define RESCALED_DECLARE(isa)                                    \
   namespace isa {                                                \
-  Program attention_forward(const AttentionParameters&);         \
-  Program attention_jvp(const AttentionParameters&);             \
-  Program attention_backward(const AttentionParameters&);        \
-  Program attention_double_backward(const AttentionParameters&); \
+  AttentionProgram attention_forward(const AttentionParameters&);         \
+  AttentionProgram attention_jvp(const AttentionParameters&);             \
+  AttentionProgram attention_backward(const AttentionParameters&);        \
+  AttentionProgram attention_double_backward(const AttentionParameters&); \
   }
 #define RESCALED_KERNELS(isa) \
   {isa::attention_forward, isa::attention_jvp, isa::attention_backward, isa::attention_double_backward}

@@ -3,7 +3,7 @@
 
 namespace rescaled::RESCALED_ISA {
 
-Program attention_double_backward(const AttentionParameters& p) {
+AttentionProgram attention_double_backward(const AttentionParameters& p) {
   return p.query.dtype == DType::float64 ? gradient_program<double, true>(p) : gradient_program<float, true>(p);
 }
 

@@ -221,13 +221,13 @@ static void forward_run(const AttentionParameters& p, int64_t begin, int64_t end
 }
 
 template <class T>
-static Program forward_program(const AttentionParameters& p) {
+static AttentionProgram forward_program(const AttentionParameters& p) {
   return {{{panel_tasks<T>(p), bytes_of<ForwardScratch<T>>(p), forward_run<T>}}, 1, 0};
 }
 
 }  // namespace
 
-Program attention_forward(const AttentionParameters& p) {
+AttentionProgram attention_forward(const AttentionParameters& p) {
   return p.query.dtype == DType::float64 ? forward_program<double>(p) : forward_program<float>(p);
 }
 

@@ -92,11 +92,11 @@ static void bias_run(const AttentionParameters& p, int64_t begin, int64_t end, v
 }
 
 template <class T, bool kSecond>
-static Program gradient_program(const AttentionParameters& p) {
-  Program program;
+static AttentionProgram gradient_program(const AttentionParameters& p) {
+  AttentionProgram program;
   program.workspace_bytes = bytes_of<GradientWorkspace<T>>(p);
   const int64_t row_tasks = batches(p) * row_blocks(p);
-  const auto add = [&](Step step) { program.steps[program.count++] = step; };
+  const auto add = [&](Step<AttentionParameters> step) { program.steps[program.count++] = step; };
   add({row_tasks, bytes_of<RowScratch<T>>(p), rows_run<T, kSecond>});
   if (p.grad_query || p.grad_key || p.grad_value)
     add({p.kv_batches * key_chunks<T>(p), bytes_of<GradientScratch<T>>(p), gradient_run<T, kSecond>});

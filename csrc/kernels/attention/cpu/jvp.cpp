@@ -214,13 +214,13 @@ static void jvp_run(const AttentionParameters& p, int64_t begin, int64_t end, vo
 }
 
 template <class T>
-static Program jvp_program(const AttentionParameters& p) {
+static AttentionProgram jvp_program(const AttentionParameters& p) {
   return {{{panel_tasks<T>(p), bytes_of<JvpScratch<T>>(p), jvp_run<T>}}, 1, 0};
 }
 
 }  // namespace
 
-Program attention_jvp(const AttentionParameters& p) {
+AttentionProgram attention_jvp(const AttentionParameters& p) {
   return p.query.dtype == DType::float64 ? jvp_program<double>(p) : jvp_program<float>(p);
 }
 

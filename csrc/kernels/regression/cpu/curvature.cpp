@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Gradient, Hessian and the gradient's rounding errors from the vectors of a point, in one read of A: the lower triangle
+// of A^T diag(D) A by register tiles, the rest by sums of rows of the same block.
+#include "../../cpu/tile.h"
+#include "pass.h"
+
+namespace rescaled::RESCALED_ISA {
+namespace {
+
+constexpr int64_t kGramRows = 128;       // a panel of 3 vectors, 12 KB, and the lines of A it meets stay in the first-level cache
+constexpr int64_t kFlushBlocks = 16;     // blocks after which sums in T are added to those in double
+constexpr int64_t kPanelsPerGroup = 8;   // of one task; more are shared out, each group reading A again, d / 24 times the work
+constexpr int kSides = 4;                // A^T gradient, A^T p, A^T q, noise
+template <class T>
+inline constexpr int64_t kPanelLanes = kTileVectors * kLanes<T>;
+
+// Tasks are (batch, chunk of rows, group of panels).
+template <class T>
+struct GramTasks {
+  int64_t panels, groups, chunks, rows, padded;  // rows of a chunk; columns padded to whole tiles
+  explicit GramTasks(const RegressionParameters& p) {
+    panels = (p.columns + kPanelLanes<T> - 1) / kPanelLanes<T>;
+    groups = panels > kPanelsPerGroup ? (panels + kPanelsPerGroup - 1) / kPanelsPerGroup : 1;
+    padded = round_up(p.columns, kTileRows);
+    // A chunk costs a copy of the triangle: it should have several times as many rows as columns.
+    const int64_t wanted = 16 / (p.batches * groups < 16 ? p.batches * groups : 16), least = 4 * p.columns + 1024;
+    rows = (p.rows + wanted - 1) / wanted;
+    rows = round_up(rows < least ? least : rows, kGramRows);
+    chunks = p.rows > 0 ? (p.rows + rows - 1) / rows : 1;
+  }
+  int64_t gram_size() const { return panels * padded * kPanelLanes<T>; }
+};
+
+template <class T>
+struct GramParts {
+  double *gram, *sides;  // [batches][chunks][panels][padded][panel lanes], [batches][chunks][kSides][columns]
+  GramParts(const RegressionParameters& p, Arena& arena) {
+    const GramTasks<T> tasks(p);
+    gram = arena.take<double>(p.batches * tasks.chunks * tasks.gram_size());
+    sides = arena.take<double>(p.batches * tasks.chunks * kSides * p.columns);
+  }
+};
+
+template <class T>
+struct GramScratch {
+  T *packed, *panel, *gram, *sides, *coefficients, *diagonal;
+  int64_t ld;  // of the sides
+  GramScratch(const RegressionParameters& p, Arena& arena) : ld(round_up(p.columns, kLanes<T>)) {
+    const GramTasks<T> tasks(p);
+    packed = arena.take<T>(kGramRows * tasks.padded), panel = arena.take<T>(kGramRows * kPanelLanes<T>);
+    const int64_t panels = tasks.panels < kPanelsPerGroup ? tasks.panels : kPanelsPerGroup;
+    gram = arena.take<T>(panels * tasks.padded * kPanelLanes<T>), sides = arena.take<T>(kSides * ld);
+    coefficients = arena.take<T>(kSides * kMostRows), diagonal = arena.take<T>(kGramRows);
+  }
+};
+
+// The block's diagonal and coefficients, by curvature.
+template <class T>
+static void load_curvature(const RegressionParameters& p, InputView rows, int64_t first, int64_t count,
+                           GramScratch<T>& s) {
+  using Row = RegressionRows;
+  const T* const from = static_cast<const T*>(rows.data) + first;
+  const auto row = [&](int64_t k) { return from + k * rows.row; };
+  const auto copy = [&](int64_t k, T* to) { std::memcpy(to, row(k), sizeof(T) * count); };
+  copy(Row::gradient, s.coefficients), copy(Row::p, s.coefficients + kMostRows);
+  copy(Row::noise, s.coefficients + 3 * kMostRows);
+  const bool full = p.curvature == Curvature::full, clipped = p.curvature == Curvature::clipped;
+  const T *D = row(Row::diagonal), *D_rest = row(Row::diagonal_rest), *q = row(Row::q), *q_rest = row(Row::q_rest);
+  for (int64_t i = 0; i < count; ++i) {
+    s.diagonal[i] = D[i] + (full || (clipped && D_rest[i] > 0) ? D_rest[i] : T(0));
+    s.coefficients[2 * kMostRows + i] = full ? q[i] + q_rest[i] : q[i];
+  }
+}
+
+// sides[3] += noise of each row times the squares of A's.
+template <class T>
+static void add_squares(Rows<T> a, int64_t count, int64_t columns, const T* weights, T* acc) {
+  for (int64_t i = 0; i < count; ++i) {
+    const T* const row = a.data + i * a.ld;
+    const T w = weights[i];
+    for (int64_t j = 0; j < columns; ++j) acc[j] += w * row[j] * row[j];
+  }
+}
+
+// panel = diag(D) A[:, first column + lanes), zero beyond the last column.
+template <class T>
+static void fill_panel(Rows<T> a, int64_t count, int64_t first, int64_t columns, const T* diagonal, T* panel) {
+  const int64_t lanes = columns - first < kPanelLanes<T> ? columns - first : kPanelLanes<T>;
+  for (int64_t i = 0; i < count; ++i) {
+    const T* const row = a.data + i * a.ld + first;
+    T* const to = panel + i * kPanelLanes<T>;
+    const T d = diagonal[i];
+    for (int64_t j = 0; j < lanes; ++j) to[j] = d * row[j];
+    for (int64_t j = lanes; j < kPanelLanes<T>; ++j) to[j] = T(0);
+  }
+}
+
+template <class T>
+static void gram_task(const RegressionParameters& p, int64_t task, const GramParts<T>& parts, GramScratch<T>& s) {
+  const GramTasks<T> tasks(p);
+  const int64_t group = task % tasks.groups, part = task / tasks.groups, batch = part / tasks.chunks,
+                begin = part % tasks.chunks * tasks.rows,
+                end = begin + tasks.rows < p.rows ? begin + tasks.rows : p.rows;
+  const int64_t first_panel = group * kPanelsPerGroup,
+                last_panel = first_panel + kPanelsPerGroup < tasks.panels ? first_panel + kPanelsPerGroup : tasks.panels;
+  const int64_t panel_size = tasks.padded * kPanelLanes<T>, gram_size = (last_panel - first_panel) * panel_size;
+  double* const gram = parts.gram + (part * tasks.panels + first_panel) * panel_size;
+  double* const sides = parts.sides + part * kSides * p.columns;
+  const InputView A = matrix(p.A, p, batch), rows = matrix(p.resident_rows, p, batch);
+  std::memset(gram, 0, sizeof(double) * gram_size), std::memset(s.gram, 0, sizeof(T) * gram_size);
+  std::memset(s.sides, 0, sizeof(T) * kSides * s.ld);
+  if (group == 0) std::memset(sides, 0, sizeof(double) * kSides * p.columns);
+  const auto flush = [&] {
+    for (int64_t i = 0; i < gram_size; ++i) gram[i] += double{s.gram[i]};
+    std::memset(s.gram, 0, sizeof(T) * gram_size);
+    if (group != 0) return;
+    for (int k = 0; k < kSides; ++k)
+      for (int64_t j = 0; j < p.columns; ++j) sides[k * p.columns + j] += double{s.sides[k * s.ld + j]};
+    std::memset(s.sides, 0, sizeof(T) * kSides * s.ld);
+  };
+  int64_t blocks = 0;
+  for (int64_t first = begin; first < end; first += kGramRows) {
+    const int64_t count = end - first < kGramRows ? end - first : kGramRows;
+    const Rows<T> a = rows_of<T>(from_row(A, first), count, p.columns, 1, kTileRows, s.packed);
+    load_curvature<T>(p, rows, first, count, s);
+    for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+      const int64_t column = panel * kPanelLanes<T>;
+      fill_panel<T>(a, count, column, p.columns, s.diagonal, s.panel);
+      T* const to = s.gram + (panel - first_panel) * panel_size;
+      for (int64_t i = column / kTileRows * kTileRows; i < tasks.padded; i += kTileRows) {
+        Tile<T, kTileRows, kTileVectors> c;
+        tile_load<T, kTileRows, kTileVectors>(c, to + i * kPanelLanes<T>, kPanelLanes<T>);
+        multiply<T, kTileRows, kTileVectors, true>(count, a.data + i, a.ld, s.panel, kPanelLanes<T>, c);
+        tile_store<T, kTileRows, kTileVectors>(c, to + i * kPanelLanes<T>, kPanelLanes<T>);
+      }
+    }
+    if (group == 0) {
+      add_weighted_rows<T, 3>(a, count, p.columns, s.coefficients, s.sides, s.ld, nullptr);
+      add_squares<T>(a, count, p.columns, s.coefficients + 3 * kMostRows, s.sides + 3 * s.ld);
+    }
+    if (++blocks % kFlushBlocks == 0) flush();
+  }
+  flush();
+}
+
+template <class T>
+static void gram_run(const RegressionParameters& p, int64_t begin, int64_t end, void* memory) {
+  Arena workspace(p.workspace), arena(memory);
+  const GramParts<T> parts(p, workspace);
+  GramScratch<T> scratch(p, arena);
+  for (int64_t task = begin; task < end; ++task) gram_task<T>(p, task, parts, scratch);
+}
+
+// Sums the chunks' sides into the first's.
+template <class T>
+static void sides_finish(const RegressionParameters& p, int64_t begin, int64_t end, void*) {
+  Arena workspace(p.workspace);
+  const GramParts<T> parts(p, workspace);
+  const GramTasks<T> tasks(p);
+  const int64_t size = kSides * p.columns;
+  for (int64_t batch = begin; batch < end; ++batch) {
+    double* const sides = parts.sides + batch * tasks.chunks * size;
+    for (int64_t chunk = 1; chunk < tasks.chunks; ++chunk)
+      for (int64_t i = 0; i < size; ++i) sides[i] += sides[chunk * size + i];
+    const OutputView gradient = matrix(p.gradient, p, batch), noise = matrix(p.noise, p, batch);
+    for (int64_t j = 0; j < p.columns; ++j) {
+      static_cast<T*>(gradient.data)[j * gradient.row] = static_cast<T>(sides[j]);
+      static_cast<T*>(noise.data)[j * noise.row] = static_cast<T>(sides[3 * p.columns + j]);
+    }
+  }
+}
+
+// Row i of the Hessian up to the diagonal, and its mirror image.
+template <class T>
+static void hessian_finish(const RegressionParameters& p, int64_t begin, int64_t end, void*) {
+  Arena workspace(p.workspace);
+  const GramParts<T> parts(p, workspace);
+  const GramTasks<T> tasks(p);
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t batch = task / p.columns, i = task % p.columns;
+    const double* const gram = parts.gram + batch * tasks.chunks * tasks.gram_size();
+    const double* const side_p = parts.sides + batch * tasks.chunks * kSides * p.columns + p.columns;
+    const double* const side_q = side_p + p.columns;
+    const double square =
+        static_cast<const double*>(matrix(p.saved_statistics, p, batch).data)[RegressionStatistics::square];
+    const OutputView hessian = matrix(p.hessian, p, batch);
+    T* const to = static_cast<T*>(hessian.data);
+    for (int64_t j = 0; j <= i; ++j) {
+      const int64_t at = (j / kPanelLanes<T> * tasks.padded + i) * kPanelLanes<T> + j % kPanelLanes<T>;
+      double sum = 0;
+      for (int64_t chunk = 0; chunk < tasks.chunks; ++chunk) sum += gram[chunk * tasks.gram_size() + at];
+      sum += square * side_p[i] * side_p[j] - side_p[i] * side_q[j] - side_q[i] * side_p[j];
+      to[i * hessian.row + j * hessian.column] = to[j * hessian.row + i * hessian.column] = static_cast<T>(sum);
+    }
+  }
+}
+
+template <class T>
+static RegressionProgram curvature_program(const RegressionParameters& p) {
+  const GramTasks<T> tasks(p);
+  return {{{p.batches * tasks.chunks * tasks.groups, bytes_of<GramScratch<T>>(p), gram_run<T>},
+           {p.batches, 0, sides_finish<T>},
+           {p.batches * p.columns, 0, hessian_finish<T>}},
+          3,
+          bytes_of<GramParts<T>>(p)};
+}
+
+}  // namespace
+
+RegressionProgram regression_curvature(const RegressionParameters& p) {
+  return p.A.dtype == DType::float64 ? curvature_program<double>(p) : curvature_program<float>(p);
+}
+
+}  // namespace rescaled::RESCALED_ISA

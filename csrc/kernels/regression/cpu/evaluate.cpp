@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Loss with gradient, and Hessian products, from A, b and x alone: one read of A.
+#include "pass.h"
+
+namespace rescaled::RESCALED_ISA {
+namespace {
+
+// Rows after which the vectors, summed in T, are added to those in double.
+constexpr int64_t kFlushRows = 2048;
+
+template <Vectors kVectors>
+inline constexpr bool kIsProduct = kVectors == Vectors::product || kVectors == Vectors::plain_product;
+
+template <Vectors kVectors>
+RESCALED_INLINE int vector_count(const RegressionParameters& p) {
+  return kVectorCount<kVectors> + (p.penalty_weight ? 1 : 0);
+}
+
+// What a chunk leaves: its sums, and its vectors.
+template <Vectors kVectors>
+struct Parts {
+  Sums* sums;       // [batches][chunks]
+  double* vectors;  // [batches][chunks][vector_count][columns]
+  int64_t chunks, count, columns;
+  Parts(const RegressionParameters& p, Arena& arena)
+      : chunks(Chunks(p, p.columns).count), count(vector_count<kVectors>(p)), columns(p.columns) {
+    sums = arena.take<Sums>(p.batches * chunks);
+    vectors = arena.take<double>(p.batches * chunks * count * columns);
+  }
+  Sums& sums_of(int64_t batch, int64_t chunk) const { return sums[batch * chunks + chunk]; }
+  double* vector(int64_t batch, int64_t chunk, int64_t i) const {
+    return vectors + ((batch * chunks + chunk) * count + i) * columns;
+  }
+};
+
+template <class T, Vectors kVectors>
+struct PassScratch {
+  RowBlock<T> rows;
+  T *x, *v, *packed, *acc;
+  int64_t ld;
+  PassScratch(const RegressionParameters& p, Arena& arena) : rows(arena), ld(round_up(p.columns, kLanes<T>)) {
+    x = arena.take<T>(ld), v = arena.take<T>(ld);
+    packed = arena.take<T>(reads_in_place<T>(p) ? 0 : block_rows<T>(p) * p.columns);
+    acc = arena.take<T>(vector_count<kVectors>(p) * ld);
+  }
+};
+
+// Vector i is scaled by this degree; the one after the vectors is the penalty's.
+template <Vectors kVectors>
+RESCALED_INLINE Degree degree_at(int i) {
+  return i < kVectorCount<kVectors> ? degree_of<kVectors>(i) : Degree::none;
+}
+
+template <class T, Vectors kVectors>
+static void flush(const Parts<kVectors>& parts, PassScratch<T, kVectors>& s, int64_t batch, int64_t chunk) {
+  for (int64_t i = 0; i < parts.count; ++i) {
+    double* to = parts.vector(batch, chunk, i);
+    for (int64_t j = 0; j < parts.columns; ++j) to[j] += double{s.acc[i * s.ld + j]};
+  }
+  std::memset(s.acc, 0, sizeof(T) * parts.count * s.ld);
+}
+
+template <class T, Vectors kVectors>
+static void pass_task(const RegressionParameters& p, int64_t task, const Parts<kVectors>& parts,
+                      PassScratch<T, kVectors>& s) {
+  constexpr int count = kVectorCount<kVectors>;
+  const Chunks chunks(p, p.columns);
+  const int64_t batch = task / chunks.count, chunk = task % chunks.count, end = chunks.end(p, chunk),
+                step = block_rows<T>(p);
+  const InputView A = matrix(p.A, p, batch);
+  const RowInputs in(p, batch);
+  load_rows<T>(matrix(p.x, p, batch), 0, p.columns, s.ld, s.x);
+  if (kIsProduct<kVectors>) load_rows<T>(matrix(p.v, p, batch), 0, p.columns, s.ld, s.v);
+  Sums& sums = parts.sums_of(batch, chunk) = Sums{};
+  std::memset(parts.vector(batch, chunk, 0), 0, sizeof(double) * parts.count * parts.columns);
+  std::memset(s.acc, 0, sizeof(T) * parts.count * s.ld);
+  const bool in_place = reads_in_place<T>(p);
+  int64_t unflushed = 0;
+  for (int64_t first = chunks.begin(chunk); first < end; first += step) {
+    const int64_t rows = end - first < step ? end - first : step, padded = round_up(rows, kRowUnit<T>);
+    const Rows<T> a = block_of<T>(A, first, rows, p.columns, s.packed);
+    if constexpr (kIsProduct<kVectors>)
+      products_of_rows<T, 2>(a, rows, padded, p.columns, {s.x, s.v}, {s.rows.z, s.rows.t});
+    else
+      products_of_rows<T, 1>(a, rows, padded, p.columns, {s.x}, {s.rows.z});
+    load_targets<T>(in, first, rows, padded, s.rows);
+    const double raised = begin_rows<T>(p, rows, padded, s.rows, sums);
+    if (raised > 0)
+      for (int i = 0; i < count; ++i) {
+        const double factor = scaled(1, degree_at<kVectors>(i), power_of_two(-raised));
+        for (int64_t j = 0; j < s.ld; ++j) s.acc[i * s.ld + j] *= static_cast<T>(factor);
+        double* const done = parts.vector(batch, chunk, i);
+        for (int64_t j = 0; j < p.columns; ++j) done[j] *= factor;
+      }
+    add_rows<T, kVectors>(p, padded, s.rows, sums);
+    const bool follows = in_place && first + 2 * step <= end;
+    const char* const next = follows ? reinterpret_cast<const char*>(a.data + step * a.ld) : nullptr;
+    if (p.penalty_weight)
+      add_weighted_rows<T, count + 1>(a, rows, p.columns, s.rows.coefficients, s.acc, s.ld, next);
+    else
+      add_weighted_rows<T, count>(a, rows, p.columns, s.rows.coefficients, s.acc, s.ld, next);
+    unflushed += rows;
+    if (unflushed >= kFlushRows) flush<T, kVectors>(parts, s, batch, chunk), unflushed = 0;
+  }
+  flush<T, kVectors>(parts, s, batch, chunk);
+}
+
+template <class T, Vectors kVectors>
+static void pass_run(const RegressionParameters& p, int64_t begin, int64_t end, void* memory) {
+  Arena workspace(p.workspace), arena(memory);
+  const Parts<kVectors> parts(p, workspace);
+  PassScratch<T, kVectors> scratch(p, arena);
+  for (int64_t task = begin; task < end; ++task) pass_task<T, kVectors>(p, task, parts, scratch);
+}
+
+// Joins the chunks of a problem, in their order, into the first.
+template <Vectors kVectors>
+static Sums& join_chunks(const Parts<kVectors>& parts, int64_t batch) {
+  constexpr int count = kVectorCount<kVectors>;
+  Sums& sums = parts.sums_of(batch, 0);
+  double exponent = sums.exponent;
+  for (int64_t chunk = 1; chunk < parts.chunks; ++chunk) {
+    const double other = parts.sums_of(batch, chunk).exponent;
+    exponent = other > exponent ? other : exponent;
+  }
+  double* first[RowBlock<double>::kMostVectors];
+  for (int64_t i = 0; i < parts.count; ++i) first[i] = parts.vector(batch, 0, i);
+  for (int64_t chunk = 0; chunk < parts.chunks; ++chunk) {
+    Sums& part = parts.sums_of(batch, chunk);
+    double* vectors[RowBlock<double>::kMostVectors];
+    for (int64_t i = 0; i < parts.count; ++i) vectors[i] = parts.vector(batch, chunk, i);
+    const double factor = power_of_two(part.exponent - exponent);
+    part.rescale(exponent);
+    for (int i = 0; i < count; ++i)
+      for (int64_t j = 0; j < parts.columns; ++j) vectors[i][j] = scaled(vectors[i][j], degree_at<kVectors>(i), factor);
+    if (chunk == 0) continue;
+    recenter_vectors<kVectors>(part.center - sums.center, vectors, parts.columns);
+    recenter(part, sums.center);
+    join_sums(sums, part);
+    for (int64_t i = 0; i < parts.count; ++i)
+      for (int64_t j = 0; j < parts.columns; ++j) first[i][j] += vectors[i][j];
+  }
+  return sums;
+}
+
+// The gradient from the sums: (A^T du e - offset A^T du row_weight b - inner A^T du) / factor.
+RESCALED_INLINE double gradient_at(const Totals& t, double lead, double target, double plain) {
+  return (lead - t.offset * target - t.inner * plain) / t.factor;
+}
+
+// Number j of the Hessian product, from the six vectors at j and their products with t.
+RESCALED_INLINE double product_at(const RegressionParameters& p, const Sums& s, const Totals& t, const double* const* h,
+                                  int64_t j) {
+  const double curved = (h[0][j] - t.offset * h[1][j] - t.inner * h[2][j]) / t.factor;
+  const double plain = h[5][j], target = h[4][j], lead = h[3][j] - t.offset * target;  // A^T du row_weight c
+  if (p.form == Form::rescaled)
+    return curved - plain * s.q_target - target * s.p + t.square * plain * s.p;
+  const double lead_t = s.q_lead - t.offset * s.q_target;
+  const bool full = p.curvature == Curvature::full;  // u + c = 2 c + unit b, u = c + unit b
+  const double c = full ? 2 : 1, inner = full ? t.inner : 0;
+  const double q = (c * lead + t.unit * target - inner * plain) / t.factor,
+               q_t = (c * lead_t + t.unit * s.q_target - inner * s.p) / t.factor, along = s.p / t.unit;
+  return curved - plain / t.unit * q_t - q * along + t.square * plain / t.unit * along;
+}
+
+template <Vectors kVectors>
+static void finish_run(const RegressionParameters& p, int64_t begin, int64_t end, void*) {
+  constexpr int count = kVectorCount<kVectors>;
+  Arena workspace(p.workspace);
+  const Parts<kVectors> parts(p, workspace);
+  for (int64_t batch = begin; batch < end; ++batch) {
+    const Sums& sums = join_chunks<kVectors>(parts, batch);
+    const Totals t = totals_of(sums, p.form);
+    if (p.statistics) write_statistics(sums, p.form, static_cast<double*>(matrix(p.statistics, p, batch).data));
+    const OutputView vector = matrix(p.vector, p, batch);
+    const double* h[RowBlock<double>::kMostVectors];
+    for (int64_t i = 0; i < parts.count; ++i) h[i] = parts.vector(batch, 0, i);
+    const double penalty = unscaled_factor(sums, p.form);
+    for (int64_t j = 0; j < p.columns; ++j) {
+      double value;
+      if constexpr (kVectors == Vectors::gradient)
+        value = gradient_at(t, h[0][j], h[1][j], h[2][j]);
+      else if constexpr (kVectors == Vectors::product)
+        value = product_at(p, sums, t, h, j);
+      else
+        value = h[0][j];
+      static_cast<double*>(vector.data)[j * vector.row] = p.penalty_weight ? value + penalty * h[count][j] : value;
+    }
+  }
+}
+
+template <class T, Vectors kVectors>
+static RegressionProgram program_of(const RegressionParameters& p) {
+  RegressionProgram program;
+  program.steps[0] = {p.batches * Chunks(p, p.columns).count, bytes_of<PassScratch<T, kVectors>>(p),
+                      pass_run<T, kVectors>};
+  program.steps[1] = {p.batches, 0, finish_run<kVectors>};
+  program.count = 2;
+  program.workspace_bytes = bytes_of<Parts<kVectors>>(p);
+  return program;
+}
+template <Vectors kVectors>
+static RegressionProgram program_of(const RegressionParameters& p) {
+  return p.A.dtype == DType::float64 ? program_of<double, kVectors>(p) : program_of<float, kVectors>(p);
+}
+
+}  // namespace
+
+RegressionProgram regression_evaluate(const RegressionParameters& p) {
+  return p.form == Form::plain ? program_of<Vectors::plain_gradient>(p) : program_of<Vectors::gradient>(p);
+}
+RegressionProgram regression_product(const RegressionParameters& p) {
+  return p.form == Form::plain ? program_of<Vectors::plain_product>(p) : program_of<Vectors::product>(p);
+}
+
+}  // namespace rescaled::RESCALED_ISA

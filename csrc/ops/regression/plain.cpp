@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "plain.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/exp.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/zeros.h>
+
+#include "resident.h"
+#include "rows.h"
+
+namespace rescaled::ops {
+namespace {
+
+Tensor times_vector(const Tensor& A, const Tensor& x) { return at::matmul(A, x.unsqueeze(-1)).squeeze(-1); }
+Tensor sum_of_rows(const Tensor& A, const Tensor& weights) {
+  return at::matmul(weights.unsqueeze(-2), A).squeeze(-2);
+}
+Tensor reduced(const Tensor& gradient, const Tensor& like) {
+  return gradient.defined() && like.defined() ? gradient.sum_to_size_symint(like.sym_sizes()).to(like.scalar_type())
+                                              : Tensor();
+}
+
+// rows x^T, summed over the leading dimensions along which A is broadcast: one product, never larger than A.
+Tensor outer(const Tensor& rows, const Tensor& x, const Tensor& A, const std::vector<c10::SymInt>& full) {
+  const int64_t rank = static_cast<int64_t>(full.size());
+  std::vector<int64_t> of_rows, of_x, summed;
+  for (int64_t d = 0; d < rank; ++d) (A.sym_size(d) == 1 ? summed : of_rows).push_back(d);
+  of_x = of_rows;
+  of_rows.push_back(rank);
+  of_rows.insert(of_rows.end(), summed.begin(), summed.end());
+  of_x.insert(of_x.end(), summed.begin(), summed.end());
+  of_x.push_back(rank);
+  const auto expanded = [&](const Tensor& t) {
+    std::vector<c10::SymInt> sizes = full;
+    sizes.push_back(t.sym_size(-1));
+    return t.expand_symint(sizes);
+  };
+  const int64_t kept = rank - static_cast<int64_t>(summed.size()), last = rank;
+  Tensor left = expanded(rows).permute(of_rows), right = expanded(x).permute(of_x);
+  if (summed.empty())
+    left = left.unsqueeze(-1), right = right.unsqueeze(-2);
+  else
+    left = left.flatten(kept + 1, last), right = right.flatten(kept, last - 1);
+  return at::matmul(left, right).reshape_symint(A.sym_sizes());
+}
+
+// Everything about a point that the formulas start from.
+struct PlainPoint {
+  RegressionPoint point;  // in the type of the arithmetic
+  Rows rows;
+  RowValues values;
+  PlainPoint(const RegressionPoint& x, const RegressionSettings& settings) {
+    const at::ScalarType type = accumulation_type(x.A);
+    point = {x.A.to(type), x.b, x.x, x.row_weight, x.penalty_weight};
+    rows = {times_vector(point.A, point.x), x.b, x.row_weight, x.penalty_weight};
+    values = row_values(rows, settings);
+  }
+  Tensor restored(const Tensor& t) const {
+    if (!t.defined()) return t;
+    const Tensor half = values.shift.exp();  // twice: e^(2 shift) may overflow where the product does not
+    return half * t * half;
+  }
+  Rows restored(const Rows& loss, const Rows& penalty) const {
+    return {plus(restored(loss.logits), penalty.logits), restored(loss.b), restored(loss.row_weight),
+            plus(restored(loss.penalty_weight), penalty.penalty_weight)};
+  }
+  Rows gradient(const RegressionSettings& settings) const {
+    return restored(row_gradient(rows, values, settings), penalty_gradient(rows));
+  }
+  // Tangents of the rows, given those of the point.
+  Rows tangents(const RegressionPoint& t) const {
+    const Tensor moved = t.A.defined() ? times_vector(t.A.to(point.A.scalar_type()), point.x) : Tensor(),
+                 turned = t.x.defined() ? times_vector(point.A, t.x) : Tensor();
+    return {plus(moved, turned), t.b, t.row_weight, t.penalty_weight};
+  }
+};
+
+Tensor along(const Rows& gradient, const Rows& tangents) {
+  const Tensor sum = plus(plus(row_dot(gradient.logits, tangents.logits), row_dot(gradient.b, tangents.b)),
+                          plus(row_dot(gradient.row_weight, tangents.row_weight),
+                               row_dot(gradient.penalty_weight, tangents.penalty_weight)));
+  return sum.defined() ? sum.squeeze(-1) : sum;
+}
+
+Tensor full_sized(const Tensor& t, const RegressionPoint& x) { return t.expand_symint(leading_sizes(x)); }
+Tensor full_rows(const Tensor& t, const RegressionPoint& x) {
+  std::vector<c10::SymInt> sizes = leading_sizes(x);
+  sizes.push_back(t.sym_size(-1));
+  return t.expand_symint(sizes);
+}
+
+}  // namespace
+
+Tensor unscaled(const Tensor& t, const Tensor& log_scale) {
+  Tensor half = (log_scale / 2).exp();
+  while (half.dim() < t.dim()) half = half.unsqueeze(-1);
+  return half * t * half;
+}
+
+std::tuple<Tensor, Tensor> plain_regression_evaluate(const RegressionPoint& x, const RegressionSettings& settings) {
+  const Tensor logits = full_rows(regression_matvec(x.A, x.x), x);
+  const Tensor statistics = regression_statistics(logits, {}, {}, x, settings).squeeze(-2);
+  const Tensor rows = regression_rows(logits, statistics, x, settings);
+  const Tensor gradient = sum_of_rows(x.A.to(logits.scalar_type()), rows.select(-2, RegressionRows::gradient));
+  return {statistics, gradient.to(at::kDouble)};
+}
+
+Tensor plain_regression_product(const RegressionPoint& x, const Tensor& v, const RegressionSettings& settings,
+                                c10::string_view curvature) {
+  using Row = RegressionRows;
+  const Tensor logits = full_rows(regression_matvec(x.A, x.x), x), t = regression_matvec(x.A, v);
+  const Tensor statistics = regression_statistics(logits, {}, {}, x, settings).squeeze(-2);
+  const Tensor rows = regression_rows(logits, statistics, x, settings);
+  const auto row = [&](int64_t i) { return rows.select(-2, i); };
+  Tensor diagonal = row(Row::diagonal), q = row(Row::q);
+  if (curvature == "clipped") diagonal = diagonal + row(Row::diagonal_rest).clamp_min(0);
+  if (curvature == "full") diagonal = diagonal + row(Row::diagonal_rest), q = q + row(Row::q_rest);
+  const Tensor p = row(Row::p), p_t = (p * t).sum(-1, true), q_t = (q * t).sum(-1, true);
+  const Tensor square = statistics.select(-1, RegressionStatistics::square).unsqueeze(-1).to(t.scalar_type());
+  const Tensor scaled = sum_of_rows(x.A.to(t.scalar_type()), diagonal * t - p * (q_t - square * p_t) - q * p_t);
+  return unscaled(scaled.to(at::kDouble), statistics.select(-1, RegressionStatistics::log_scale)).to(t.scalar_type());
+}
+
+std::tuple<Tensor, Tensor> plain_regression_forward(const RegressionPoint& x, const RegressionSettings& settings) {
+  const PlainPoint at(x, settings);
+  const Tensor loss = plus(at.restored(scaled_loss(at.values)), penalty(at.rows)).squeeze(-1);
+  return {full_sized(loss, x), sum_of_rows(at.point.A, at.gradient(settings).logits)};
+}
+
+RegressionPoint plain_regression_backward(const Tensor& grad_loss, const RegressionPoint& x,
+                                          const RegressionSettings& settings, std::array<bool, 5> need) {
+  const PlainPoint at(x, settings);
+  const Rows g = at.gradient(settings);
+  const Tensor grad = grad_loss.unsqueeze(-1);
+  RegressionPoint out;
+  if (need[0]) out.A = outer(grad * g.logits, x.x, x.A, leading_sizes(x)).to(x.A.scalar_type());
+  if (need[1]) out.b = reduced(grad * g.b, x.b);
+  if (need[2]) out.x = reduced(grad * sum_of_rows(at.point.A, g.logits), x.x);
+  if (need[3]) out.row_weight = reduced(product(grad, g.row_weight), x.row_weight);
+  if (need[4]) out.penalty_weight = reduced(product(grad, g.penalty_weight), x.penalty_weight);
+  return out;
+}
+
+Tensor plain_regression_jvp(const RegressionPoint& tangents, const RegressionPoint& x,
+                            const RegressionSettings& settings) {
+  const PlainPoint at(x, settings);
+  const Tensor t = along(at.gradient(settings), at.tangents(tangents));
+  return full_sized(t.defined() ? t : at::zeros({}, x.b.options()), x);
+}
+
+RegressionDoubleBackward plain_regression_double_backward(const RegressionPoint& tangents, const Tensor& grad_loss,
+                                                          const RegressionPoint& x, const RegressionSettings& settings,
+                                                          std::array<bool, 6> need) {
+  const PlainPoint at(x, settings);
+  const Rows g = at.gradient(settings), t = at.tangents(tangents);
+  RegressionDoubleBackward out;
+  if (const Tensor tangent = along(g, t); need[0] && tangent.defined()) out.tangent_loss = full_sized(tangent, x);
+  if (!grad_loss.defined()) return out;
+  const Rows h = at.restored(row_gradient_tangent(at.rows, at.values, t, settings),
+                             penalty_gradient_tangent(at.rows, t));
+  const Tensor grad = grad_loss.unsqueeze(-1), turned = product(grad, h.logits), plain = grad * g.logits;
+  RegressionPoint& d = out.gradients;
+  const std::vector<c10::SymInt> full = leading_sizes(x);
+  if (need[1]) {
+    d.A = plus(turned.defined() ? outer(turned, x.x, x.A, full) : Tensor(),
+               tangents.x.defined() ? outer(plain, tangents.x, x.A, full) : Tensor());
+    if (d.A.defined()) d.A = d.A.to(x.A.scalar_type());
+  }
+  if (need[2]) d.b = reduced(product(grad, h.b), x.b);
+  if (need[3])
+    d.x = reduced(plus(turned.defined() ? sum_of_rows(at.point.A, turned) : Tensor(),
+                       tangents.A.defined() ? sum_of_rows(tangents.A.to(plain.scalar_type()), plain) : Tensor()),
+                  x.x);
+  if (need[4]) d.row_weight = reduced(product(grad, h.row_weight), x.row_weight);
+  if (need[5]) d.penalty_weight = reduced(product(grad, h.penalty_weight), x.penalty_weight);
+  return out;
+}
+
+}  // namespace rescaled::ops

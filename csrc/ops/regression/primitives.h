@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The regression family as C++ calls through the dispatcher (schemas: ../library.cpp).
+#pragma once
+#include "problem.h"
+
+namespace rescaled::ops {
+
+using Two = std::tuple<Tensor, Tensor>;
+using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using RegressionForward = Two(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS);
+using RegressionBackward = Five(const MaybeTensor& grad_loss, RESCALED_REGRESSION, const Tensor& gradient,
+                                RESCALED_REGRESSION_SETTINGS, std::array<bool, 5> need);
+using RegressionJvp = Tensor(RESCALED_REGRESSION_TANGENTS, RESCALED_REGRESSION, const Tensor& gradient,
+                             RESCALED_REGRESSION_SETTINGS);
+using RegressionSecond = Six(RESCALED_REGRESSION_TANGENTS, const MaybeTensor& grad_loss, RESCALED_REGRESSION,
+                             const Tensor& gradient, RESCALED_REGRESSION_SETTINGS, std::array<bool, 6> need);
+using RegressionProduct = Tensor(RESCALED_REGRESSION, const Tensor& v, RESCALED_REGRESSION_SETTINGS,
+                                 c10::string_view curvature);
+
+// (loss, gradient in x)
+Two regression_forward(const RegressionPoint&, const RegressionSettings&);
+// (statistics, scaled gradient): no derivative
+Two regression_evaluate(const RegressionPoint&, const RegressionSettings&);
+// Hessian product: no derivative
+Tensor regression_product(const RegressionPoint&, const Tensor& v, const RegressionSettings&,
+                          c10::string_view curvature);
+
+}  // namespace rescaled::ops

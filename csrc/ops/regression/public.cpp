@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The public regression operators: arguments to the primitives' contract by views.
+#include <ATen/TensorOperators.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/log.h>
+#include <ATen/ops/ones_like.h>
+#include <torch/library.h>
+
+#include "checks.h"
+#include "primitives.h"
+#include "resident.h"
+
+namespace rescaled::ops {
+namespace {
+
+using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using LossSignature = Tensor(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS);
+using EvaluateSignature = Four(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature);
+using HvpSignature = Tensor(const Tensor& A, const Tensor& b, const Tensor& x, const Tensor& v,
+                            const MaybeTensor& row_weight, const MaybeTensor& penalty_weight,
+                            RESCALED_REGRESSION_SETTINGS, c10::string_view curvature);
+
+// Views with one more dimension in front, until there are `rank`.
+Tensor with_rank(Tensor t, int64_t rank) {
+  while (t.defined() && t.dim() < rank) t = t.unsqueeze(0);
+  return t;
+}
+RegressionPoint aligned(const RegressionPoint& x, int64_t leading) {
+  return {with_rank(x.A, leading + 2), with_rank(x.b, leading + 1), with_rank(x.x, leading + 1),
+          with_rank(x.row_weight, leading + 1), with_rank(x.penalty_weight, leading + 1)};
+}
+int64_t leading_rank(const RegressionPoint& x) { return static_cast<int64_t>(leading_sizes(x).size()); }
+
+Tensor regression_loss(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS) {
+  const RegressionPoint point = RESCALED_THE_REGRESSION;
+  const RegressionSettings settings = RESCALED_THE_REGRESSION_SETTINGS;
+  check_regression("regression_loss", point, settings);
+  return std::get<0>(regression_forward(aligned(point, leading_rank(point)), settings));
+}
+
+Four regression_evaluate_public(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature) {
+  using Statistics = RegressionStatistics;
+  const RegressionSettings settings = RESCALED_THE_REGRESSION_SETTINGS;
+  check_regression("regression_evaluate", RESCALED_THE_REGRESSION, settings);
+  check_curvature("regression_evaluate", curvature, /*with_none=*/true);
+  const RegressionPoint given = RESCALED_THE_REGRESSION, point = aligned(given, leading_rank(given));
+  const at::ScalarType type = accumulation_type(A);
+  const std::vector<c10::SymInt> full = leading_sizes(point);
+  const auto sized = [&](const c10::SymInt& rows, const c10::SymInt& columns) {
+    std::vector<c10::SymInt> sizes = full;
+    sizes.push_back(rows), sizes.push_back(columns);
+    return sizes;
+  };
+  Tensor statistics, gradient, hessian;
+  if (curvature == "none") {
+    std::tie(statistics, gradient) = regression_evaluate(point, settings);
+    hessian = at::empty_symint(sized(0, 0), b.options());
+  } else {
+    // Two reads and one product of d x d: the full and the clipped Hessian need the row sum before they weigh a row, and
+    // three products in one read would take longer from d = 16 on.
+    std::vector<c10::SymInt> sizes = full;
+    sizes.push_back(A.sym_size(-2));
+    const Tensor logits = regression_matvec(point.A, point.x).expand_symint(sizes);
+    statistics = regression_statistics(logits, {}, {}, point, settings).squeeze(-2);
+    const Tensor rows = regression_rows(logits, statistics, point, settings);
+    const RegressionCurvature found = regression_curvature(point.A, rows, statistics, curvature);
+    gradient = found.gradient, hessian = found.hessian;
+  }
+  const Tensor log_scale = statistics.select(-1, Statistics::log_scale);
+  const Tensor log_loss = statistics.select(-1, Statistics::loss).log() + log_scale;
+  return {log_loss.to(type), gradient.to(type), hessian, log_scale.to(type)};
+}
+
+Tensor regression_hvp(const Tensor& A, const Tensor& b, const Tensor& x, const Tensor& v, const MaybeTensor& row_weight,
+                      const MaybeTensor& penalty_weight, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature) {
+  const RegressionPoint point = RESCALED_THE_REGRESSION;
+  const RegressionSettings settings = RESCALED_THE_REGRESSION_SETTINGS;
+  check_regression("regression_hvp", point, settings);
+  check_direction("regression_hvp", point, v);
+  check_curvature("regression_hvp", curvature, /*with_none=*/false);
+  const int64_t leading = std::max(leading_rank(point), v.dim() - 1);
+  return regression_product(aligned(point, leading), with_rank(v, leading + 1), settings, curvature);
+}
+
+// Regressions run in float32 (A is read as it is): no type that autocast chose may round b, x or the weights.
+template <c10::DispatchKey kKey>
+struct InFloat {
+  static constexpr auto device = kKey == c10::DispatchKey::AutocastCPU ? at::kCPU : at::kCUDA;
+  const c10::impl::ExcludeDispatchKeyGuard exclude{kKey};
+  Tensor operator()(const Tensor& t) const { return at::autocast::cached_cast(at::kFloat, t, device); }
+  MaybeTensor operator()(const MaybeTensor& t) const { return t.has_value() ? MaybeTensor((*this)(*t)) : t; }
+};
+template <c10::DispatchKey kKey>
+Tensor loss_autocast(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS) {
+  const InFloat<kKey> cast;
+  return handle<LossSignature>("torch_rescaled::regression_loss")
+      .call(A, cast(b), cast(x), cast(row_weight), cast(penalty_weight), kind, form);
+}
+template <c10::DispatchKey kKey>
+Four evaluate_autocast(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature) {
+  const InFloat<kKey> cast;
+  return handle<EvaluateSignature>("torch_rescaled::regression_evaluate")
+      .call(A, cast(b), cast(x), cast(row_weight), cast(penalty_weight), kind, form, curvature);
+}
+template <c10::DispatchKey kKey>
+Tensor hvp_autocast(const Tensor& A, const Tensor& b, const Tensor& x, const Tensor& v, const MaybeTensor& row_weight,
+                    const MaybeTensor& penalty_weight, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature) {
+  const InFloat<kKey> cast;
+  return handle<HvpSignature>("torch_rescaled::regression_hvp")
+      .call(A, cast(b), cast(x), cast(v), cast(row_weight), cast(penalty_weight), kind, form, curvature);
+}
+
+template <c10::DispatchKey kKey>
+void register_autocast(torch::Library& m) {
+  m.impl("regression_loss", TORCH_FN(loss_autocast<kKey>));
+  m.impl("regression_evaluate", TORCH_FN(evaluate_autocast<kKey>));
+  m.impl("regression_hvp", TORCH_FN(hvp_autocast<kKey>));
+}
+void register_public(torch::Library& m) {
+  m.impl("regression_loss", TORCH_FN(regression_loss));
+  m.impl("regression_evaluate", TORCH_FN(regression_evaluate_public));
+  m.impl("regression_hvp", TORCH_FN(regression_hvp));
+}
+
+}  // namespace
+}  // namespace rescaled::ops
+
+TORCH_LIBRARY_IMPL(torch_rescaled, CompositeImplicitAutograd, m) { rescaled::ops::register_public(m); }
+// Under vmap the public operators take apart too; the primitives have a batching rule (registered from Python).
+TORCH_LIBRARY_IMPL(torch_rescaled, FuncTorchBatched, m) { rescaled::ops::register_public(m); }
+TORCH_LIBRARY_IMPL(torch_rescaled, AutocastCPU, m) {
+  rescaled::ops::register_autocast<c10::DispatchKey::AutocastCPU>(m);
+}
+TORCH_LIBRARY_IMPL(torch_rescaled, AutocastCUDA, m) {
+  rescaled::ops::register_autocast<c10::DispatchKey::AutocastCUDA>(m);
+}

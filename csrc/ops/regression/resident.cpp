@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The solver's operators as calls, and by plain tensor formulas for devices without kernels of their own.
+#include "resident.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/abs.h>
+#include <ATen/ops/exp.h>
+#include <ATen/ops/log.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/sign.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/library.h>
+
+#include "rows.h"
+
+namespace rescaled::ops {
+namespace {
+
+using Three = std::tuple<Tensor, Tensor, Tensor>;
+using MatvecSignature = Tensor(const Tensor& A, const Tensor& v);
+using StatisticsSignature = Tensor(const Tensor& logits, const MaybeTensor& direction, const MaybeTensor& steps,
+                                   RESCALED_TARGET, RESCALED_REGRESSION_SETTINGS);
+using RowsSignature = Tensor(const Tensor& logits, const Tensor& statistics, RESCALED_TARGET, RESCALED_REGRESSION_SETTINGS);
+using ModelSignature = Tensor(const Tensor& rows, const Tensor& direction);
+using CurvatureSignature = Three(const Tensor& A, const Tensor& rows, const Tensor& statistics,
+                                 c10::string_view curvature);
+
+Tensor at_column(const Tensor& statistics, int64_t i) { return statistics.select(-1, i).unsqueeze(-1); }
+Tensor row(const Tensor& rows, int64_t i) { return rows.select(-2, i); }
+
+Tensor matvec(const Tensor& A, const Tensor& v) {
+  const at::ScalarType type = accumulation_type(A);
+  return at::matmul(A.to(type), v.to(type).unsqueeze(-1)).squeeze(-1);
+}
+
+Tensor statistics_at(const Rows& r, const RegressionSettings& settings) {
+  const RowValues v = row_values(r, settings);
+  const Tensor b = v.unit * r.b, squares = v.u.square() + b.square();
+  Tensor loss = scaled_loss(v), penalty_part = penalty(r);
+  // Beyond e^600 the penalty is infinitely larger than the loss either way.
+  penalty_part = penalty_part.defined() ? penalty_part * (-2 * v.shift).clamp_max(600).exp() : at::zeros_like(loss);
+  const Tensor square = settings.form == "plain" ? at::zeros_like(loss)
+                        : settings.form == "rescaled"
+                            ? (r.row_weight.defined() ? r.row_weight * r.b * r.b : r.b * r.b).sum(-1, true)
+                            : (r.row_weight.defined() ? r.row_weight * v.u * v.u : v.u * v.u).sum(-1, true);
+  const Tensor magnitude = (r.row_weight.defined() ? r.row_weight * squares : squares).sum(-1, true);
+  const Tensor total = v.u.sum(-1, true);
+  const Tensor largest = r.logits.sym_size(-1) == 0 ? at::zeros_like(loss) : r.logits.abs().amax(-1, true);
+  return at::stack({2 * v.shift, loss + penalty_part, penalty_part, v.sum_shift + v.sum.abs().log(), v.sum.sign(),
+                    v.unit, v.beta, square, magnitude, v.u.abs().sum(-1, true) / total.abs(), largest},
+                   -1)
+      .squeeze(-2);
+}
+
+Tensor statistics(const Tensor& logits, const MaybeTensor& direction, const MaybeTensor& steps, RESCALED_TARGET,
+                  RESCALED_REGRESSION_SETTINGS) {
+  const auto wide = [](const MaybeTensor& t) { return t.has_value() ? t->to(at::kDouble).unsqueeze(-2) : Tensor(); };
+  Tensor z = logits.to(at::kDouble).unsqueeze(-2);
+  if (direction.has_value()) z = z + steps->to(at::kDouble).unsqueeze(-1) * direction->to(at::kDouble).unsqueeze(-2);
+  const Tensor statistics =
+      statistics_at({z, wide(b), wide(row_weight), wide(penalty_weight)}, RESCALED_THE_REGRESSION_SETTINGS);
+  return statistics.contiguous();
+}
+
+Tensor rows(const Tensor& logits, const Tensor& statistics, RESCALED_TARGET, RESCALED_REGRESSION_SETTINGS) {
+  (void)statistics;  // kernels start from them; here the formulas compute all again
+  const RegressionSettings settings = RESCALED_THE_REGRESSION_SETTINGS;
+  const auto wide = [](const MaybeTensor& t) { return t.has_value() ? t->to(at::kDouble) : Tensor(); };
+  const Rows r{logits.to(at::kDouble), wide(b), wide(row_weight), wide(penalty_weight)};
+  const RowValues v = row_values(r, settings);
+  const auto weigh = [&](const Tensor& t) { return r.row_weight.defined() ? r.row_weight * t : t; };
+  const Tensor zero = at::zeros_like(v.u), inner = v.weighted - v.beta;
+  Tensor gradient = v.du * inner, diagonal = weigh(v.du.square()), q = zero, q_rest = zero;
+  Tensor noise = v.du.abs() * (weigh(v.u.abs() + (v.unit * r.b).abs()) + v.beta.abs());
+  if (settings.form == "rescaled") q = weigh(v.du * r.b);
+  if (settings.form == "normalized") q = weigh(v.du * v.u), q_rest = v.du * inner;
+  if (r.penalty_weight.defined()) {
+    const Tensor weight = r.penalty_weight.square() * (-2 * v.shift).clamp_max(600).exp();
+    gradient = gradient + weight * r.logits, diagonal = diagonal + weight;
+    noise = noise + weight * r.logits.abs();
+  }
+  return at::stack({gradient, diagonal, v.u * inner, v.du, q, q_rest, noise.square()}, -2).to(logits.scalar_type());
+}
+
+Tensor model(const Tensor& rows, const Tensor& direction) {
+  const Tensor r = rows.to(at::kDouble), t = direction.to(at::kDouble);
+  const auto along = [&](int64_t i, const Tensor& with) { return (row(r, i) * with).sum(-1); };
+  const Tensor largest = t.sym_size(-1) == 0 ? t.sum(-1) : t.abs().amax(-1);
+  return at::stack({along(RegressionRows::gradient, t), along(RegressionRows::diagonal, t.square()),
+                    along(RegressionRows::diagonal_rest, t.square()), along(RegressionRows::p, t),
+                    along(RegressionRows::q, t), along(RegressionRows::q_rest, t), largest},
+                   -1);
+}
+
+Three curvature(const Tensor& A, const Tensor& rows, const Tensor& statistics, c10::string_view curvature) {
+  const at::ScalarType type = accumulation_type(A);
+  const Tensor a = A.to(type);
+  Tensor diagonal = row(rows, RegressionRows::diagonal), q = row(rows, RegressionRows::q);
+  if (curvature != "gauss_newton") {
+    const Tensor rest = row(rows, RegressionRows::diagonal_rest);
+    diagonal = diagonal + (curvature == "clipped" ? rest.clamp_min(0) : rest);
+    if (curvature == "full") q = q + row(rows, RegressionRows::q_rest);
+  }
+  const Tensor sides = at::matmul(
+      at::stack({row(rows, RegressionRows::gradient), row(rows, RegressionRows::p), q}, -2), a);  // [*, 3, d]
+  const Tensor p = sides.select(-2, 1).unsqueeze(-1), qa = sides.select(-2, 2).unsqueeze(-1);
+  const Tensor square = at_column(statistics, RegressionStatistics::square).unsqueeze(-1).to(type);
+  const Tensor cross = at::matmul(p, qa.mT()), gram = at::matmul(a.mT(), diagonal.unsqueeze(-1) * a);
+  const Tensor noise = at::matmul(row(rows, RegressionRows::noise).unsqueeze(-2), a.square()).squeeze(-2);
+  return {sides.select(-2, 0).contiguous(), gram - cross - cross.mT() + square * at::matmul(p, p.mT()), noise};
+}
+
+}  // namespace
+
+Tensor regression_matvec(const Tensor& A, const Tensor& v) {
+  static const auto op = handle<MatvecSignature>("torch_rescaled::_regression_matvec");
+  return op.call(A, v);
+}
+Tensor regression_statistics(const Tensor& logits, const Tensor& direction, const Tensor& steps,
+                             const RegressionPoint& x, const RegressionSettings& settings) {
+  static const auto op = handle<StatisticsSignature>("torch_rescaled::_regression_statistics");
+  return op.call(logits, maybe(direction), maybe(steps), x.b, maybe(x.row_weight), maybe(x.penalty_weight),
+                 settings.kind, settings.form);
+}
+Tensor regression_rows(const Tensor& logits, const Tensor& statistics, const RegressionPoint& x,
+                       const RegressionSettings& settings) {
+  static const auto op = handle<RowsSignature>("torch_rescaled::_regression_rows");
+  return op.call(logits, statistics, x.b, maybe(x.row_weight), maybe(x.penalty_weight), settings.kind, settings.form);
+}
+Tensor regression_model(const Tensor& rows, const Tensor& direction) {
+  static const auto op = handle<ModelSignature>("torch_rescaled::_regression_model");
+  return op.call(rows, direction);
+}
+RegressionCurvature regression_curvature(const Tensor& A, const Tensor& rows, const Tensor& statistics,
+                                         c10::string_view curvature) {
+  static const auto op = handle<CurvatureSignature>("torch_rescaled::_regression_curvature");
+  auto [gradient, hessian, noise] = op.call(A, rows, statistics, curvature);
+  return {gradient, hessian, noise};
+}
+
+}  // namespace rescaled::ops
+
+TORCH_LIBRARY_IMPL(torch_rescaled, CompositeExplicitAutograd, m) {
+  m.impl("_regression_matvec", TORCH_FN(rescaled::ops::matvec));
+  m.impl("_regression_statistics", TORCH_FN(rescaled::ops::statistics));
+  m.impl("_regression_rows", TORCH_FN(rescaled::ops::rows));
+  m.impl("_regression_model", TORCH_FN(rescaled::ops::model));
+  m.impl("_regression_curvature", TORCH_FN(rescaled::ops::curvature));
+}
