@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What a regression kernel is told: min over x of the loss of u(A x) against b (docs/math.md, 7). No torch, no Python.
+// What a regression kernel is told: min over x of the loss of u(A x) against b (docs/math.md (7)). No torch, no Python.
 #pragma once
 #include "../matrices.h"
 #include "../program.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The regression family on every device: a call of the kernels where they give the answer in one read of A, plain
-// formulas for the rest (docs/math.md, 7).
+// formulas for the rest (docs/math.md (7)).
 #include "primitives.h"
 
 #include <ATen/TensorOperators.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// A regression problem as the operators see it: min over x of the loss of u(A x) against b (docs/math.md, 7).
+// A regression problem as the operators see it: min over x of the loss of u(A x) against b (docs/math.md (7)).
 #pragma once
 #include <array>
 #include <string>

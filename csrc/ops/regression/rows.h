@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The row side of a regression: everything that depends on A and x through the logits z = A x alone, as formulas on
-// tensors of n numbers. Any device, differentiable to any order. Numbers: docs/math.md, 7.
+// tensors of n numbers. Any device, differentiable to any order. Numbers: docs/math.md (7).
 #pragma once
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/sum.h>

@@ -50,26 +50,28 @@ struct GramScratch {
     packed = arena.take<T>(kGramRows * tasks.padded), panel = arena.take<T>(kGramRows * kPanelLanes<T>);
     const int64_t panels = tasks.panels < kPanelsPerGroup ? tasks.panels : kPanelsPerGroup;
     gram = arena.take<T>(panels * tasks.padded * kPanelLanes<T>), sides = arena.take<T>(kSides * ld);
-    coefficients = arena.take<T>(kSides * kMostRows), diagonal = arena.take<T>(kGramRows);
+    coefficients = arena.take<T>((kSides + 1) * kMostRows), diagonal = arena.take<T>(kGramRows);
   }
 };
 
 // The block's diagonal and coefficients, by curvature.
 template <class T>
-static void load_curvature(const RegressionParameters& p, InputView rows, int64_t first, int64_t count,
-                           GramScratch<T>& s) {
+static void load_curvature(const RegressionParameters& p, InputView rows, Block block, GramScratch<T>& s) {
   using Row = RegressionRows;
-  const T* const from = static_cast<const T*>(rows.data) + first;
-  const auto row = [&](int64_t k) { return from + k * rows.row; };
-  const auto copy = [&](int64_t k, T* to) { std::memcpy(to, row(k), sizeof(T) * count); };
-  copy(Row::gradient, s.coefficients), copy(Row::p, s.coefficients + kMostRows);
-  copy(Row::noise, s.coefficients + 3 * kMostRows);
+  const auto vector = [&](int64_t k, T* to) {
+    const InputView from{static_cast<const T*>(rows.data) + k * rows.row, rows.dtype, 1, 0};
+    load_rows<T>(from, block, block.count, to);
+  };
   const bool full = p.curvature == Curvature::full, clipped = p.curvature == Curvature::clipped;
-  const T *D = row(Row::diagonal), *D_rest = row(Row::diagonal_rest), *q = row(Row::q), *q_rest = row(Row::q_rest);
-  for (int64_t i = 0; i < count; ++i) {
-    s.diagonal[i] = D[i] + (full || (clipped && D_rest[i] > 0) ? D_rest[i] : T(0));
-    s.coefficients[2 * kMostRows + i] = full ? q[i] + q_rest[i] : q[i];
-  }
+  vector(Row::gradient, s.coefficients), vector(Row::p, s.coefficients + kMostRows);
+  vector(Row::noise, s.coefficients + 3 * kMostRows);
+  vector(Row::diagonal, s.diagonal), vector(Row::q, s.coefficients + 2 * kMostRows);
+  T* const rest = s.coefficients + 4 * kMostRows;
+  if (full || clipped) vector(Row::diagonal_rest, rest);
+  for (int64_t i = 0; (full || clipped) && i < block.count; ++i)
+    if (full || rest[i] > 0) s.diagonal[i] += rest[i];
+  if (full) vector(Row::q_rest, rest);
+  for (int64_t i = 0; full && i < block.count; ++i) s.coefficients[2 * kMostRows + i] += rest[i];
 }
 
 // sides[3] += noise of each row times the squares of A's.
@@ -119,10 +121,11 @@ static void gram_task(const RegressionParameters& p, int64_t task, const GramPar
     std::memset(s.sides, 0, sizeof(T) * kSides * s.ld);
   };
   int64_t blocks = 0;
-  for (int64_t first = begin; first < end; first += kGramRows) {
-    const int64_t count = end - first < kGramRows ? end - first : kGramRows;
-    const Rows<T> a = rows_of<T>(from_row(A, first), count, p.columns, 1, kTileRows, s.packed);
-    load_curvature<T>(p, rows, first, count, s);
+  for_blocks(begin, end, kGramRows, [&](Block block) {
+    const int64_t count = block.count;
+    pack_block<T>(A, block, p.columns, tasks.padded, s.packed);
+    const Rows<T> a{s.packed, tasks.padded};
+    load_curvature<T>(p, rows, block, s);
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
       const int64_t column = panel * kPanelLanes<T>;
       fill_panel<T>(a, count, column, p.columns, s.diagonal, s.panel);
@@ -135,11 +138,12 @@ static void gram_task(const RegressionParameters& p, int64_t task, const GramPar
       }
     }
     if (group == 0) {
-      add_weighted_rows<T, 3>(a, count, p.columns, s.coefficients, s.sides, s.ld, nullptr);
+      const BlockRows<T> all{a.data, kStreams * a.ld, a.ld};
+      add_weighted_rows<T, 3>(all, count, p.columns, s.coefficients, s.sides, s.ld, 0);
       add_squares<T>(a, count, p.columns, s.coefficients + 3 * kMostRows, s.sides + 3 * s.ld);
     }
     if (++blocks % kFlushBlocks == 0) flush();
-  }
+  });
   flush();
 }
 

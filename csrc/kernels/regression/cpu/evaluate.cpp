@@ -65,25 +65,21 @@ static void pass_task(const RegressionParameters& p, int64_t task, const Parts<k
                       PassScratch<T, kVectors>& s) {
   constexpr int count = kVectorCount<kVectors>;
   const Chunks chunks(p, p.columns);
-  const int64_t batch = task / chunks.count, chunk = task % chunks.count, end = chunks.end(p, chunk),
-                step = block_rows<T>(p);
+  const int64_t batch = task / chunks.count, chunk = task % chunks.count;
   const InputView A = matrix(p.A, p, batch);
   const RowInputs in(p, batch);
-  load_rows<T>(matrix(p.x, p, batch), 0, p.columns, s.ld, s.x);
-  if (kIsProduct<kVectors>) load_rows<T>(matrix(p.v, p, batch), 0, p.columns, s.ld, s.v);
+  load_vector<T>(matrix(p.x, p, batch), 0, p.columns, s.ld, s.x);
+  if (kIsProduct<kVectors>) load_vector<T>(matrix(p.v, p, batch), 0, p.columns, s.ld, s.v);
   Sums& sums = parts.sums_of(batch, chunk) = Sums{};
   std::memset(parts.vector(batch, chunk, 0), 0, sizeof(double) * parts.count * parts.columns);
   std::memset(s.acc, 0, sizeof(T) * parts.count * s.ld);
-  const bool in_place = reads_in_place<T>(p);
   int64_t unflushed = 0;
-  for (int64_t first = chunks.begin(chunk); first < end; first += step) {
-    const int64_t rows = end - first < step ? end - first : step, padded = round_up(rows, kRowUnit<T>);
-    const Rows<T> a = block_of<T>(A, first, rows, p.columns, s.packed);
-    if constexpr (kIsProduct<kVectors>)
-      products_of_rows<T, 2>(a, rows, padded, p.columns, {s.x, s.v}, {s.rows.z, s.rows.t});
-    else
-      products_of_rows<T, 1>(a, rows, padded, p.columns, {s.x}, {s.rows.z});
-    load_targets<T>(in, first, rows, padded, s.rows);
+  for_blocks(chunks.begin(chunk), chunks.end(p, chunk), block_rows<T>(p), [&](Block block) {
+    const int64_t rows = block.count, padded = round_up(rows, kLanes<T>);
+    const BlockRows<T> a = block_of<T>(p, A, block, s.packed);
+    products_of_rows<T>(a, rows, padded, p.columns, s.x, s.rows.z);
+    if (kIsProduct<kVectors>) products_of_rows<T>(a, rows, padded, p.columns, s.v, s.rows.t);
+    load_targets<T>(in, block, padded, s.rows);
     const double raised = begin_rows<T>(p, rows, padded, s.rows, sums);
     if (raised > 0)
       for (int i = 0; i < count; ++i) {
@@ -93,15 +89,14 @@ static void pass_task(const RegressionParameters& p, int64_t task, const Parts<k
         for (int64_t j = 0; j < p.columns; ++j) done[j] *= factor;
       }
     add_rows<T, kVectors>(p, padded, s.rows, sums);
-    const bool follows = in_place && first + 2 * step <= end;
-    const char* const next = follows ? reinterpret_cast<const char*>(a.data + step * a.ld) : nullptr;
+    const int64_t ahead = a.data == s.packed ? 0 : rows / kStreams * a.step * static_cast<int64_t>(sizeof(T));
     if (p.penalty_weight)
-      add_weighted_rows<T, count + 1>(a, rows, p.columns, s.rows.coefficients, s.acc, s.ld, next);
+      add_weighted_rows<T, count + 1>(a, rows, p.columns, s.rows.coefficients, s.acc, s.ld, ahead);
     else
-      add_weighted_rows<T, count>(a, rows, p.columns, s.rows.coefficients, s.acc, s.ld, next);
+      add_weighted_rows<T, count>(a, rows, p.columns, s.rows.coefficients, s.acc, s.ld, ahead);
     unflushed += rows;
     if (unflushed >= kFlushRows) flush<T, kVectors>(parts, s, batch, chunk), unflushed = 0;
-  }
+  });
   flush<T, kVectors>(parts, s, batch, chunk);
 }
 

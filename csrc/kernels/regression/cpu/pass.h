@@ -2,10 +2,17 @@
 // One pass over the rows of A in blocks that stay in the first-level cache: logits by products of rows, then sums of
 // rows, while the next block is on its way from memory.
 #pragma once
+#include <utility>
+
 #include "rows.h"
 
 namespace rescaled::RESCALED_ISA {
 namespace {
+
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
 
 // Chunks of rows are the unit of work, and of the fixed order in which sums are joined: by shape alone.
 struct Chunks {
@@ -23,118 +30,151 @@ struct Chunks {
   }
 };
 
-// Rows of a block for which 12 KB of A are in work, and as many on their way.
+// Rows of a block: 24 KB of A in the first-level cache. The next block is on its way.
+template <class T>
+inline constexpr int kRowUnit = kLanes<T> > kStreams ? kLanes<T> : kStreams;
 template <class T>
 RESCALED_INLINE int64_t block_rows(const RegressionParameters& p) {
-  const int64_t fit = 12 * 1024 / static_cast<int64_t>(sizeof(T)) / (p.columns > 0 ? p.columns : 1),
+  const int64_t fit = 24 * 1024 / static_cast<int64_t>(sizeof(T)) / (p.columns > 0 ? p.columns : 1),
                 rows = fit / kRowUnit<T> * kRowUnit<T>;
   return rows < kRowUnit<T> ? kRowUnit<T> : rows < kMostRows ? rows : kMostRows;
 }
 
-// Rows [first, first + count) as T with unit column stride: in place, or packed into `scratch`.
-template <class T>
-RESCALED_INLINE Rows<T> block_of(InputView m, int64_t first, int64_t count, int64_t columns, T* scratch) {
-  return rows_of<T>(from_row(m, first), count, columns, 1, 1, scratch);
+// Calls f(block) for the blocks of rows [begin, end): first most of them in streams, then what is left over.
+template <class Function>
+RESCALED_INLINE void for_blocks(int64_t begin, int64_t end, int64_t rows, Function f) {
+  const int64_t apart = end - begin < 2 * kMostRows ? 0 : (end - begin) / kStreams, each = rows / kStreams;
+  for (int64_t i = 0; i < apart; i += each)
+    f(Block{begin + i, (apart - i < each ? apart - i : each) * kStreams, 1, apart});
+  for (int64_t i = begin + apart * kStreams; i < end; i += rows)
+    f(Block{i, end - i < rows ? end - i : rows, kStreams, 1});
 }
+
+// The rows of a block in memory; row r as in Block, strides in elements.
+template <class T>
+struct BlockRows {
+  const T* data;
+  int64_t step, apart;
+  const T* row(int64_t r) const { return data + r / kStreams * step + r % kStreams * apart; }
+};
+// In place, or packed into `scratch` [block rows][columns].
 template <class T>
 RESCALED_INLINE bool reads_in_place(const RegressionParameters& p) {
   return in_place<T>(InputView{p.A.data, p.A.dtype, p.A.row, p.A.column}, 1, p.columns, 1, 1);
 }
-
-// Lane i of the result is the sum over the lanes of x[i]: log2(lanes) rounds of pairwise sums.
 template <class T>
+static void pack_block(InputView m, Block b, int64_t columns, int64_t ld, T* to) {
+  for (int64_t r = 0; r < b.count; ++r)
+    pack_rows<T>(from_row(m, b.row(r)), 1, columns, T(1), to + r * ld, 1, ld);
+}
+template <class T>
+RESCALED_INLINE BlockRows<T> block_of(const RegressionParameters& p, InputView m, Block b, T* scratch) {
+  if (reads_in_place<T>(p))
+    return {static_cast<const T*>(from_row(m, b.first).data), b.step * m.row, b.apart * m.row};
+  pack_block<T>(m, b, p.columns, p.columns, scratch);
+  return {scratch, kStreams * p.columns, p.columns};
+}
+
+// Lanes with bit kBit come from y, the others from x: the sums of pairs of lanes, two vectors in one.
+template <class T, int kBit, int... kLane>
+RESCALED_INLINE Vec<T> pair_sums(Vec<T> x, Vec<T> y, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(x, y, (kLane & kBit ? kLanes<T> : 0) + kLane...) +
+         __builtin_shufflevector(x, y, (kLane & kBit ? kLanes<T> : 0) + (kLane ^ kBit)...);
+}
+// Lane i of the result is the sum over the lanes of x[i].
+template <class T, int kBit = kLanes<T> / 2>
 RESCALED_INLINE Vec<T> transposed_sum(Vec<T> (&x)[kLanes<T>]) {
-  using Integer = typename Simd<T>::Integer;
-  RESCALED_UNROLL for (int h = kLanes<T> / 2; h >= 1; h /= 2) {
-    Integer own, other;
-    RESCALED_UNROLL for (int lane = 0; lane < kLanes<T>; ++lane) {
-      const int from = lane & h ? kLanes<T> : 0;  // of x[i] or x[i + h]
-      own[lane] = from + lane, other[lane] = from + (lane ^ h);
-    }
-    RESCALED_UNROLL for (int i = 0; i < h; ++i) x[i] =
-        __builtin_shuffle(x[i], x[i + h], own) + __builtin_shuffle(x[i], x[i + h], other);
-  }
+  RESCALED_UNROLL for (int i = 0; i < kBit; ++i) x[i] =
+      pair_sums<T, kBit>(x[i], x[i + kBit], std::make_integer_sequence<int, kLanes<T>>());
+  if constexpr (kBit > 1) return transposed_sum<T, kBit / 2>(x);
   return x[0];
 }
 
-// out[k][i] = row i times vectors[k], for a unit of rows. `rows`: those that exist; the last is repeated.
-template <class T, int kVectorsIn>
-static void products_of_rows(Rows<T> a, int64_t rows, int64_t padded, int64_t columns, const T* const (&vectors)[kVectorsIn],
-                             T* const (&out)[kVectorsIn]) {
-  constexpr int group = kVectorsIn == 1 ? 8 : 4;  // 8 accumulators
-  const int64_t whole = columns / kLanes<T> * kLanes<T>, left = columns - whole;
-  for (int64_t first = 0; first < padded; first += kRowUnit<T>) {
-    Vec<T> sums[kVectorsIn][kRowUnit<T>];
-    RESCALED_UNROLL for (int g = 0; g < kRowUnit<T>; g += group) {
-      const T* row[group];
-      for (int i = 0; i < group; ++i) {
+// s[i] += row i times vector, lane by lane, for a few rows at once.
+template <class T, int kRows>
+RESCALED_INLINE void multiply_rows(const T* const (&row)[kRows], const T* vector, int64_t columns, Vec<T> (&s)[kRows]) {
+  int64_t j = 0;
+  for (; j + kLanes<T> <= columns; j += kLanes<T>) {
+    const Vec<T> x = load(vector + j);
+    RESCALED_UNROLL for (int i = 0; i < kRows; ++i) s[i] += load(row[i] + j) * x;
+  }
+  if (j == columns) return;
+  const Vec<T> x = load(vector + j);
+  RESCALED_UNROLL for (int i = 0; i < kRows; ++i) s[i] += load_first(row[i] + j, columns - j) * x;
+}
+
+// out[i] = row i times vector (which zeros follow), for whole units of rows. `rows`: those that exist; the last is
+// repeated.
+template <class T>
+static void products_of_rows(BlockRows<T> a, int64_t rows, int64_t padded, int64_t columns, const T* vector, T* out) {
+  constexpr int unit = kLanes<T> < 8 ? kLanes<T> : 8;  // 8 accumulators
+  for (int64_t first = 0; first < padded; first += kLanes<T>) {
+    Vec<T> sums[kLanes<T>];
+    RESCALED_UNROLL for (int g = 0; g < kLanes<T>; g += unit) {
+      const T* row[unit];
+      RESCALED_UNROLL for (int i = 0; i < unit; ++i) {
         const int64_t at = first + g + i;
-        row[i] = a.data + (at < rows ? at : rows - 1) * a.ld;
+        row[i] = a.row(at < rows ? at : rows - 1);
       }
-      Vec<T> s[kVectorsIn][group] = {};
-      const auto step = [&](int64_t j, auto load_at) __attribute__((always_inline)) {
-        Vec<T> x[kVectorsIn];
-        RESCALED_UNROLL for (int k = 0; k < kVectorsIn; ++k) x[k] = load_at(vectors[k] + j);
-        RESCALED_UNROLL for (int i = 0; i < group; ++i) {
-          const Vec<T> y = load_at(row[i] + j);
-          RESCALED_UNROLL for (int k = 0; k < kVectorsIn; ++k) s[k][i] += y * x[k];
-        }
-      };
-      for (int64_t j = 0; j < whole; j += kLanes<T>) step(j, [](const T* p) { return load(p); });
-      if (left > 0) step(whole, [&](const T* p) { return load_first(p, left); });
-      RESCALED_UNROLL for (int k = 0; k < kVectorsIn; ++k) RESCALED_UNROLL for (int i = 0; i < group; ++i)
-          sums[k][g + i] = s[k][i];
+      Vec<T> s[unit] = {};
+      multiply_rows<T, unit>(row, vector, columns, s);
+      RESCALED_UNROLL for (int i = 0; i < unit; ++i) sums[g + i] = s[i];
     }
-    RESCALED_UNROLL for (int k = 0; k < kVectorsIn; ++k) RESCALED_UNROLL for (int i = 0; i < kRowUnit<T>; i += kLanes<T>) {
-      Vec<T> part[kLanes<T>];
-      RESCALED_UNROLL for (int l = 0; l < kLanes<T>; ++l) part[l] = sums[k][i + l];
-      store(out[k] + first + i, transposed_sum<T>(part));
-    }
+    store(out + first, transposed_sum<T>(sums));
   }
 }
 
-// acc[k][j] += sum over rows of coefficients[k][row] a[row][j], for kColumns vectors of columns from j. While it goes,
-// the cache lines of `next` are asked for.
+// acc[k][j] += sum over rows of coefficients[k][row] a[row][j], for kColumns vectors of columns; with kTail the last has
+// `left` columns. While it goes, the cache lines `ahead` of the rows' first `bytes` are asked for.
 template <class T, int kCount, int kColumns, bool kTail>
-static __attribute__((always_inline)) inline void add_columns(Rows<T> a, int64_t rows, int64_t j, int64_t left,
-                                                              const T* coefficients, T* acc, int64_t ld,
-                                                              const char* next, int64_t next_ld, int64_t next_bytes) {
+static __attribute__((noinline)) void add_columns(BlockRows<T> a, int64_t rows, int64_t left, const T* coefficients,
+                                                  T* acc, int64_t ld, int64_t ahead, int64_t bytes) {
   Vec<T> sum[kCount][kColumns];
   RESCALED_UNROLL for (int k = 0; k < kCount; ++k) RESCALED_UNROLL for (int c = 0; c < kColumns; ++c) sum[k][c] =
-      load(acc + k * ld + j + c * kLanes<T>);
-  for (int64_t i = 0; i < rows; ++i) {
-    if (next)
-      for (int64_t line = 0; line < next_bytes; line += 64) __builtin_prefetch(next + i * next_ld + line, 0, 2);
-    Vec<T> x[kColumns];
-    RESCALED_UNROLL for (int c = 0; c < kColumns; ++c) {
-      const T* from = a.data + i * a.ld + j + c * kLanes<T>;
-      x[c] = kTail ? load_first(from, left) : load(from);
-    }
-    RESCALED_UNROLL for (int k = 0; k < kCount; ++k) {
-      const Vec<T> r = broadcast(coefficients[k * kMostRows + i]);
-      RESCALED_UNROLL for (int c = 0; c < kColumns; ++c) sum[k][c] += r * x[c];
+      load(acc + k * ld + c * kLanes<T>);
+  for (int64_t first = 0; first < rows; first += kStreams, a.data += a.step) {
+    const int64_t last = first + kStreams < rows ? first + kStreams : rows;
+    const T* row = a.data;
+    for (int64_t i = first; i < last; ++i, row += a.apart) {
+      for (int64_t line = 0; line < bytes; line += 64)
+        __builtin_prefetch(reinterpret_cast<const char*>(row) + ahead + line, 0, 3);
+      // The coefficients stay in registers, a column is used at once: 12 sums, 3 coefficients and a column fill 16.
+      Vec<T> r[kCount];
+      RESCALED_UNROLL for (int k = 0; k < kCount; ++k) r[k] = broadcast(coefficients[k * kMostRows + i]);
+      RESCALED_UNROLL for (int c = 0; c < kColumns; ++c) {
+        const Vec<T> x = kTail && c == kColumns - 1 ? load_first(row + c * kLanes<T>, left) : load(row + c * kLanes<T>);
+        RESCALED_UNROLL for (int k = 0; k < kCount; ++k) sum[k][c] += r[k] * x;
+      }
     }
   }
   RESCALED_UNROLL for (int k = 0; k < kCount; ++k) RESCALED_UNROLL for (int c = 0; c < kColumns; ++c)
-      store(acc + k * ld + j + c * kLanes<T>, sum[k][c]);
+      store(acc + k * ld + c * kLanes<T>, sum[k][c]);
 }
 
-// `next`: the following block in memory, or null. acc: [kCount][ld], ld a multiple of the lanes.
+// `ahead`: where the next block is in memory, in bytes from this one; 0: unknown. acc: [kCount][ld], ld a multiple of the lanes.
 template <class T, int kCount>
-static void add_weighted_rows(Rows<T> a, int64_t rows, int64_t columns, const T* coefficients, T* acc, int64_t ld,
-                              const char* next) {
-  constexpr int wide = kCount <= 2 ? 4 : kCount <= 4 ? 3 : 2;
-  const int64_t size = sizeof(T), next_ld = a.ld * size, next_bytes = columns * size;
-  int64_t j = 0;
-  for (; j + wide * kLanes<T> <= columns; j += wide * kLanes<T>) {
-    add_columns<T, kCount, wide, false>(a, rows, j, 0, coefficients, acc, ld, next, next_ld, next_bytes);
-    next = nullptr;
+static void add_weighted_rows(BlockRows<T> a, int64_t rows, int64_t columns, const T* coefficients, T* acc, int64_t ld,
+                              int64_t ahead) {
+  if constexpr (kCount > 4) {  // twice through the first-level cache is faster than sums that leave the registers
+    add_weighted_rows<T, 3>(a, rows, columns, coefficients, acc, ld, ahead);
+    add_weighted_rows<T, kCount - 3>(a, rows, columns, coefficients + 3 * kMostRows, acc + 3 * ld, ld, 0);
+    return;
   }
-  for (; j + kLanes<T> <= columns; j += kLanes<T>) {
-    add_columns<T, kCount, 1, false>(a, rows, j, 0, coefficients, acc, ld, next, next_ld, next_bytes);
-    next = nullptr;
-  }
-  if (j < columns) add_columns<T, kCount, 1, true>(a, rows, j, columns - j, coefficients, acc, ld, next, next_ld, next_bytes);
+  constexpr int wide = kCount == 1 ? 8 : kCount <= 3 ? 4 : 2;
+  int64_t bytes = ahead != 0 ? columns * static_cast<int64_t>(sizeof(T)) : 0;
+  const auto add = [&](auto count, auto tail, int64_t left) {
+    add_columns<T, kCount, decltype(count)::value, decltype(tail)::value>(a, rows, left, coefficients, acc, ld, ahead,
+                                                                           bytes);
+    bytes = 0;
+    a.data += decltype(count)::value * kLanes<T>, acc += decltype(count)::value * kLanes<T>;
+  };
+  for (; columns >= wide * kLanes<T>; columns -= wide * kLanes<T>) add(Constant<wide>(), Constant<false>(), 0);
+  if constexpr (wide > 4)
+    if (columns >= 4 * kLanes<T>) add(Constant<4>(), Constant<false>(), 0), columns -= 4 * kLanes<T>;
+  if constexpr (wide > 2)
+    if (columns >= 2 * kLanes<T>) add(Constant<2>(), Constant<false>(), 0), columns -= 2 * kLanes<T>;
+  if (columns >= kLanes<T>) add(Constant<1>(), Constant<false>(), 0), columns -= kLanes<T>;
+  if (columns > 0) add(Constant<1>(), Constant<true>(), columns);
 }
 
 }  // namespace

@@ -23,30 +23,39 @@ static void matvec_run(const RegressionParameters& p, int64_t begin, int64_t end
   Arena arena(memory);
   MatvecScratch<T> s(p, arena);
   const Chunks chunks(p, p.columns);
-  const int64_t step = block_rows<T>(p);
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t batch = task / chunks.count, chunk = task % chunks.count, last = chunks.end(p, chunk);
+    const int64_t batch = task / chunks.count, chunk = task % chunks.count;
     const InputView A = matrix(p.A, p, batch);
     const OutputView out = matrix(p.products, p, batch);
-    load_rows<T>(matrix(p.v, p, batch), 0, p.columns, round_up(p.columns, kLanes<T>), s.v);
-    for (int64_t first = chunks.begin(chunk); first < last; first += step) {
-      const int64_t rows = last - first < step ? last - first : step;
-      const Rows<T> a = block_of<T>(A, first, rows, p.columns, s.packed);
-      products_of_rows<T, 1>(a, rows, round_up(rows, kRowUnit<T>), p.columns, {s.v}, {s.products});
-      for (int64_t i = 0; i < rows; ++i) static_cast<T*>(out.data)[(first + i) * out.row] = s.products[i];
-    }
+    load_vector<T>(matrix(p.v, p, batch), 0, p.columns, round_up(p.columns, kLanes<T>), s.v);
+    for_blocks(chunks.begin(chunk), chunks.end(p, chunk), block_rows<T>(p), [&](Block block) {
+      const BlockRows<T> a = block_of<T>(p, A, block, s.packed);
+      products_of_rows<T>(a, block.count, round_up(block.count, kLanes<T>), p.columns, s.v, s.products);
+      T* to = static_cast<T*>(out.data) + block.first * out.row;
+      for (int64_t r = 0; r < block.count; r += kStreams, to += block.step * out.row) {
+        const int64_t left = block.count - r < kStreams ? block.count - r : kStreams;
+        for (int64_t k = 0; k < left; ++k) to[k * block.apart * out.row] = s.products[r + k];
+      }
+    });
   }
 }
 
+// Calls f(block) for contiguous blocks of rows: vectors alone are read in one stream.
+template <class Function>
+RESCALED_INLINE void for_rows(int64_t begin, int64_t end, Function f) {
+  for (int64_t i = begin; i < end; i += kMostRows)
+    f(Block{i, end - i < kMostRows ? end - i : kMostRows, kStreams, 1});
+}
+
 // logits + step direction, for the rows of a block; beyond the last row it is repeated.
-static void load_logits(const RegressionParameters& p, int64_t batch, double step, int64_t first, int64_t count,
-                        int64_t padded, RowBlock<double>& r) {
-  load_rows<double>(matrix(p.logits, p, batch), first, count, padded, r.z);
+static void load_logits(const RegressionParameters& p, int64_t batch, double step, Block block, int64_t padded,
+                        RowBlock<double>& r) {
+  load_rows<double>(matrix(p.logits, p, batch), block, padded, r.z);
   if (p.direction) {
-    load_rows<double>(matrix(p.direction, p, batch), first, count, padded, r.t);
-    for (int64_t i = 0; i < count; ++i) r.z[i] += step * r.t[i];
+    load_rows<double>(matrix(p.direction, p, batch), block, padded, r.t);
+    for (int64_t i = 0; i < block.count; ++i) r.z[i] += step * r.t[i];
   }
-  for (int64_t i = count; i < padded; ++i) r.z[i] = r.z[count - 1];
+  for (int64_t i = block.count; i < padded; ++i) r.z[i] = r.z[block.count - 1];
 }
 
 struct StatisticsParts {
@@ -62,19 +71,18 @@ static void statistics_run(const RegressionParameters& p, int64_t begin, int64_t
   const Chunks chunks(p, kRowWork);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t chunk = task % chunks.count, k = task / chunks.count % p.steps_count,
-                  batch = task / chunks.count / p.steps_count, last = chunks.end(p, chunk);
+                  batch = task / chunks.count / p.steps_count;
     const RowInputs in(p, batch);
     const InputView steps = matrix(p.steps, p, batch);
     const double step = p.steps ? static_cast<const double*>(steps.data)[k * steps.row] : 0;
     Sums& sums = parts.sums[task] = Sums{};
-    for (int64_t first = chunks.begin(chunk); first < last; first += kMostRows) {
-      const int64_t rows = last - first < kMostRows ? last - first : kMostRows,
-                    padded = round_up(rows, kLanes<double>);
-      load_logits(p, batch, step, first, rows, padded, r);
-      load_targets<double>(in, first, rows, padded, r);
-      begin_rows<double>(p, rows, padded, r, sums);
+    for_rows(chunks.begin(chunk), chunks.end(p, chunk), [&](Block block) {
+      const int64_t padded = round_up(block.count, kLanes<double>);
+      load_logits(p, batch, step, block, padded, r);
+      load_targets<double>(in, block, padded, r);
+      begin_rows<double>(p, block.count, padded, r, sums);
       add_rows<double, Vectors::none>(p, padded, r, sums);
-    }
+    });
   }
 }
 
@@ -122,20 +130,19 @@ static void rows_run(const RegressionParameters& p, int64_t begin, int64_t end, 
   RowBlock<double> r(arena);
   const Chunks chunks(p, kRowWork);
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t batch = task / chunks.count, chunk = task % chunks.count, last = chunks.end(p, chunk);
+    const int64_t batch = task / chunks.count, chunk = task % chunks.count;
     const RowInputs in(p, batch);
     const double* const s = static_cast<const double*>(matrix(p.saved_statistics, p, batch).data);
     const OutputView out = matrix(p.row_values, p, batch);
     T* const to = static_cast<T*>(out.data);
     const double unit = s[Statistics::unit], beta = s[Statistics::beta], scale = -s[Statistics::log_scale],
                  unscaled = p.penalty_weight ? std::exp(scale < 600 ? scale : 600) : 0;
-    for (int64_t first = chunks.begin(chunk); first < last; first += kMostRows) {
-      const int64_t rows = last - first < kMostRows ? last - first : kMostRows,
-                    padded = round_up(rows, kLanes<double>);
-      load_logits(p, batch, 0, first, rows, padded, r);
-      load_targets<double>(in, first, rows, padded, r);
+    for_rows(chunks.begin(chunk), chunks.end(p, chunk), [&](Block block) {
+      const int64_t rows = block.count, padded = round_up(rows, kLanes<double>);
+      load_logits(p, batch, 0, block, padded, r);
+      load_targets<double>(in, block, padded, r);
       fill_units(p, s, rows, padded, r);
-      const auto put = [&](int64_t row, int64_t i, double x) { to[row * out.row + first + i] = static_cast<T>(x); };
+      const auto put = [&](int64_t row, int64_t i, double x) { to[row * out.row + block.first + i] = static_cast<T>(x); };
       for (int64_t i = 0; i < rows; ++i) {
         const double u = r.u[i], du = r.du[i], w = r.row_weight[i], aim = unit * r.b[i], inner = w * (u - aim) - beta;
         const double weight = p.penalty_weight ? r.penalty_weight[i] * r.penalty_weight[i] * unscaled : 0;
@@ -149,7 +156,7 @@ static void rows_run(const RegressionParameters& p, int64_t begin, int64_t end, 
         put(Row::q_rest, i, p.form == Form::normalized ? du * inner : 0);
         put(Row::noise, i, noise * noise);
       }
-    }
+    });
   }
 }
 

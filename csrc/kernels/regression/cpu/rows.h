@@ -12,9 +12,6 @@ namespace {
 
 // Rows of a block: as many as keep the block of A in the first-level cache beside the next one, which is on its way.
 constexpr int64_t kMostRows = 256;
-template <class T>
-inline constexpr int kRowUnit = kLanes<T> > 8 ? kLanes<T> : 8;
-
 // The vectors of one problem.
 struct RowInputs {
   InputView b, row_weight, penalty_weight;
@@ -37,26 +34,42 @@ struct RowBlock {
   T* coefficient(int i) const { return coefficients + i * kMostRows; }
 };
 
-// count elements of a vector from `first`, then zeros up to `padded`.
+// Rows of a block. Consecutive ones lie far apart, in eight streams: so many pages are read at once, which the hardware
+// prefetches 1.5 to 2 times as fast as one stream (measured, d 16 to 256).
+constexpr int64_t kStreams = 8;
+struct Block {
+  int64_t first, count, step, apart;
+  int64_t row(int64_t r) const { return first + r / kStreams * step + r % kStreams * apart; }
+};
+
+// Elements `first` to `first + count` of a vector, then zeros up to `padded`.
 template <class T>
-static void load_rows(InputView m, int64_t first, int64_t count, int64_t padded, T* to) {
+static void load_vector(InputView m, int64_t first, int64_t count, int64_t padded, T* to) {
   with_type(m.dtype, m.data, [&](auto* from) {
-    const auto* start = from + first * m.row;
-    if (m.row == 1)
-      for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(value_of(start[i]));
-    else
-      for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(value_of(start[i * m.row]));
+    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(value_of(from[(first + i) * m.row]));
   });
   for (int64_t i = count; i < padded; ++i) to[i] = T(0);
 }
+// The elements of a block's rows.
 template <class T>
-static void load_targets(const RowInputs& in, int64_t first, int64_t count, int64_t padded, RowBlock<T>& r) {
-  load_rows<T>(in.b, first, count, padded, r.b);
+static void load_rows(InputView m, Block b, int64_t padded, T* to) {
+  if (b.apart == 1) return load_vector<T>(m, b.first, b.count, padded, to);
+  with_type(m.dtype, m.data, [&](auto* from) {
+    const auto* start = from + b.first * m.row;
+    const int64_t apart = b.apart * m.row;
+    for (int64_t i = 0; i < b.count; i += kStreams, start += m.row)
+      RESCALED_UNROLL for (int k = 0; k < kStreams; ++k) to[i + k] = static_cast<T>(value_of(start[k * apart]));
+  });
+  for (int64_t i = b.count; i < padded; ++i) to[i] = T(0);
+}
+template <class T>
+static void load_targets(const RowInputs& in, Block b, int64_t padded, RowBlock<T>& r) {
+  load_rows<T>(in.b, b, padded, r.b);
   if (in.row_weight)
-    load_rows<T>(in.row_weight, first, count, padded, r.row_weight);
+    load_rows<T>(in.row_weight, b, padded, r.row_weight);
   else
     for (int64_t i = 0; i < padded; ++i) r.row_weight[i] = T(1);
-  if (in.penalty_weight) load_rows<T>(in.penalty_weight, first, count, padded, r.penalty_weight);
+  if (in.penalty_weight) load_rows<T>(in.penalty_weight, b, padded, r.penalty_weight);
 }
 
 template <class T>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What one pass over rows adds up, and what it makes of the sums: docs/math.md, 7. Everything is scaled by a power of
+// What one pass over rows adds up, and what it makes of the sums: docs/math.md (7). Everything is scaled by a power of
 // two that grows with the largest row seen, so that nothing overflows and a change of scale rounds nothing; and centered
 // by a predicted unit, so that nothing cancels near the solution.
 #pragma once
