@@ -9,9 +9,15 @@ from torch_rescaled import nn as nn
 from torch_rescaled._library import build_info, cmake_prefix_path
 from torch_rescaled.functional import attention, attention_with_normalizer, backend
 from torch_rescaled.losses import attention_loss
+from torch_rescaled.regression import newton_step, regression_evaluate, regression_hvp, regression_loss
+from torch_rescaled.solve import Regression, Solution, SolveError, Status, solve
 
 __version__ = "0.1.0"
 __all__ = [
+    "Regression",
+    "Solution",
+    "SolveError",
+    "Status",
     "attention",
     "attention_loss",
     "attention_with_normalizer",
@@ -19,5 +25,10 @@ __all__ = [
     "build_info",
     "cmake_prefix_path",
     "functional",
+    "newton_step",
     "nn",
+    "regression_evaluate",
+    "regression_hvp",
+    "regression_loss",
+    "solve",
 ]

@@ -14,7 +14,7 @@ import torch
 from torch_rescaled import _library as _library
 
 _OPS = torch.ops.torch_rescaled
-_WITHOUT_GRADIENT = {"mask", "dropout_seed"}
+_WITHOUT_GRADIENT = {"mask", "dropout_seed", "x0", "state", "statistics", "steps"}
 
 
 def _rule(op: torch._ops.OpOverload) -> Callable[..., Any]:
@@ -47,5 +47,17 @@ for _op in (
     _OPS._attention_jvp.default,
     _OPS._attention_double_backward.default,
     _OPS._attention_dropout_mask.default,
+    _OPS._regression_forward.default,
+    _OPS._regression_backward.default,
+    _OPS._regression_jvp.default,
+    _OPS._regression_double_backward.default,
+    _OPS._regression_evaluate.default,
+    _OPS._regression_product.default,
+    _OPS._regression_matvec.default,
+    _OPS._regression_statistics.default,
+    _OPS._regression_rows.default,
+    _OPS._regression_model.default,
+    _OPS._regression_curvature.default,
+    _OPS._solve_regression.default,
 ):
     torch.library.register_vmap(_op, _rule(_op))

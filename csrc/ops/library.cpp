@@ -39,6 +39,9 @@
 #define REGRESSION_SETTINGS "str kind, str form"
 #define REGRESSION_OPTIONS \
   "*, Tensor? row_weight=None, Tensor? penalty_weight=None, str kind=\"exp\", str form=\"rescaled\""
+#define SOLVER_OPTIONS                                                                              \
+  "str method=\"newton\", int max_iterations=100, float gtol=0.0, float? ftol=None, float xtol=0.0, " \
+  "float damping=1e-12, int? chunk=None, Tensor? state=None"
 #define TARGET "Tensor b, Tensor? row_weight, Tensor? penalty_weight"
 
 TORCH_LIBRARY(torch_rescaled, m) {
@@ -80,6 +83,19 @@ TORCH_LIBRARY(torch_rescaled, m) {
         ", str curvature=\"full\") -> Tensor",
         tags);
 
+  // -(H + damping diag H)^-1 gradient: [*L, d]
+  m.def("newton_step(Tensor A, Tensor b, Tensor x, " REGRESSION_OPTIONS
+        ", str curvature=\"gauss_newton\", float damping=0.0) -> Tensor",
+        tags);
+  // x [*L, d], summary [*L, 12] float64, history [*L, iterations, 9] float64, state [*L, 17 + 2 d + n] float64
+  m.def("solve_regression(Tensor A, Tensor b, Tensor? x0=None, " REGRESSION_OPTIONS ", " SOLVER_OPTIONS
+        ") -> (Tensor x, Tensor summary, Tensor history, Tensor state)",
+        {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
+  m.def("_solve_regression(Tensor A, Tensor b, Tensor? row_weight, Tensor? penalty_weight, Tensor? x0, Tensor? state, "
+        REGRESSION_SETTINGS ", str method, int max_iterations, float gtol, float ftol, float xtol, float damping, int chunk)"
+        " -> (Tensor x, Tensor summary, Tensor history, Tensor state)",
+        {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
+
   // gradient: in x, saved for the derivatives.
   m.def("_regression_forward(" REGRESSION ", " REGRESSION_SETTINGS ") -> (Tensor loss, Tensor gradient)", tags);
   m.def("_regression_backward(Tensor? grad_loss, " REGRESSION ", Tensor gradient, " REGRESSION_SETTINGS
@@ -91,15 +107,18 @@ TORCH_LIBRARY(torch_rescaled, m) {
         ", Tensor gradient, " REGRESSION_SETTINGS ", bool[6] need) -> (Tensor tangent_loss, " REGRESSION_GRADIENTS ")",
         tags);
 
-  // What has no derivative of its own: numbers of a point [*L, 11] float64, scaled gradient [*L, d] float64; products.
+  // What has no derivative of its own: numbers of a point [*L, 12] float64, scaled gradient [*L, d] float64; products.
   m.def("_regression_evaluate(" REGRESSION ", " REGRESSION_SETTINGS ") -> (Tensor statistics, Tensor gradient)", tags);
   m.def("_regression_product(" REGRESSION ", Tensor v, " REGRESSION_SETTINGS ", str curvature) -> Tensor", tags);
   m.def("_regression_matvec(Tensor A, Tensor v) -> Tensor", tags);
-  // steps [*L, K] float64 -> [*L, K, 11] float64, of logits + step direction; without both K = 1
+  // Refuses what the operators refuse, and computes nothing.
+  m.def("_regression_check(Tensor A, Tensor b, Tensor? row_weight, Tensor? penalty_weight, " REGRESSION_SETTINGS ") -> ()",
+        tags);
+  // steps [*L, K] float64 -> [*L, K, 12] float64, of logits + step direction; without both K = 1
   m.def("_regression_statistics(Tensor logits, Tensor? direction, Tensor? steps, " TARGET ", " REGRESSION_SETTINGS
         ") -> Tensor",
         tags);
-  // statistics [*L, 11] -> [*L, 7, n]
+  // statistics [*L, 12] -> [*L, 7, n]
   m.def("_regression_rows(Tensor logits, Tensor statistics, " TARGET ", " REGRESSION_SETTINGS ") -> Tensor", tags);
   // rows [*L, 7, n] -> [*L, 7] float64
   m.def("_regression_model(Tensor rows, Tensor direction) -> Tensor", tags);

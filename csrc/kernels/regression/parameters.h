@@ -22,6 +22,7 @@ struct RegressionStatistics {
     square,     // |b|^2 (rescaled), |f|^2 (normalized), weighted by row_weight, or 0 (plain)
     magnitude,  // sum row_weight (u^2 + unit^2 b^2): what rounding errors of the loss are relative to
     spread,     // sum |u| / |sum u|: 1, or more where the u differ in sign
+    concentration,  // sum row_weight u^2 / (sum u)^2: 1 over the number of rows that count
     largest,    // max |z|
     count
   };

@@ -21,15 +21,6 @@ using HvpSignature = Tensor(const Tensor& A, const Tensor& b, const Tensor& x, c
                             const MaybeTensor& row_weight, const MaybeTensor& penalty_weight,
                             RESCALED_REGRESSION_SETTINGS, c10::string_view curvature);
 
-// Views with one more dimension in front, until there are `rank`.
-Tensor with_rank(Tensor t, int64_t rank) {
-  while (t.defined() && t.dim() < rank) t = t.unsqueeze(0);
-  return t;
-}
-RegressionPoint aligned(const RegressionPoint& x, int64_t leading) {
-  return {with_rank(x.A, leading + 2), with_rank(x.b, leading + 1), with_rank(x.x, leading + 1),
-          with_rank(x.row_weight, leading + 1), with_rank(x.penalty_weight, leading + 1)};
-}
 int64_t leading_rank(const RegressionPoint& x) { return static_cast<int64_t>(leading_sizes(x).size()); }
 
 Tensor regression_loss(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS) {
@@ -83,6 +74,11 @@ Tensor regression_hvp(const Tensor& A, const Tensor& b, const Tensor& x, const T
   return regression_product(aligned(point, leading), with_rank(v, leading + 1), settings, curvature);
 }
 
+void regression_check(const Tensor& A, RESCALED_TARGET, RESCALED_REGRESSION_SETTINGS) {
+  check_regression("Regression", {A, b, {}, defined_or(row_weight), defined_or(penalty_weight)},
+                   RESCALED_THE_REGRESSION_SETTINGS);
+}
+
 // Regressions run in float32 (A is read as it is): no type that autocast chose may round b, x or the weights.
 template <c10::DispatchKey kKey>
 struct InFloat {
@@ -121,6 +117,7 @@ void register_public(torch::Library& m) {
   m.impl("regression_loss", TORCH_FN(regression_loss));
   m.impl("regression_evaluate", TORCH_FN(regression_evaluate_public));
   m.impl("regression_hvp", TORCH_FN(regression_hvp));
+  m.impl("_regression_check", TORCH_FN(regression_check));
 }
 
 }  // namespace

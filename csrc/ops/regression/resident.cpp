@@ -48,7 +48,9 @@ Tensor statistics_at(const Rows& r, const RegressionSettings& settings) {
   const Tensor total = v.u.sum(-1, true);
   const Tensor largest = r.logits.sym_size(-1) == 0 ? at::zeros_like(loss) : r.logits.abs().amax(-1, true);
   return at::stack({2 * v.shift, loss + penalty_part, penalty_part, v.sum_shift + v.sum.abs().log(), v.sum.sign(),
-                    v.unit, v.beta, square, magnitude, v.u.abs().sum(-1, true) / total.abs(), largest},
+                    v.unit, v.beta, square, magnitude, v.u.abs().sum(-1, true) / total.abs(),
+                    (r.row_weight.defined() ? r.row_weight * v.u.square() : v.u.square()).sum(-1, true) / total.square(),
+                    largest},
                    -1)
       .squeeze(-2);
 }

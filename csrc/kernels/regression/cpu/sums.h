@@ -133,6 +133,7 @@ RESCALED_INLINE void write_statistics(const Sums& s, Form form, double* to) {
   to[Statistics::square] = t.square;
   to[Statistics::magnitude] = s.square / t.factor + unit * unit * s.target_square;
   to[Statistics::spread] = s.absolute / std::fabs(s.u);
+  to[Statistics::concentration] = s.square / (s.u * s.u);
   to[Statistics::largest] = s.largest;
 }
 

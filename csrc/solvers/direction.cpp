@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "direction.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/abs.h>
+#include <ATen/ops/cholesky_solve.h>
+#include <ATen/ops/diag.h>
+#include <ATen/ops/eye.h>
+#include <ATen/ops/linalg_cholesky_ex.h>
+#include <ATen/ops/linalg_eigh.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/where.h>
+
+#include <limits>
+#include <tuple>
+
+namespace torch_rescaled::solvers {
+namespace {
+
+constexpr double kEpsilon = std::numeric_limits<double>::epsilon();
+
+// 1 / sqrt of the diagonal, floored at 1e-14 of its largest entry; undefined for a Hessian without one.
+Tensor scaling(const Tensor& hessian) {
+  const Tensor diagonal = hessian.diagonal().abs();
+  const double most = diagonal.numel() > 0 ? diagonal.max().item<double>() : 0;
+  if (!(most > 0) || most > std::numeric_limits<double>::max()) return {};
+  return diagonal.clamp_min(1e-14 * most).rsqrt();
+}
+Tensor scaled(const Tensor& hessian, const Tensor& scale) {
+  return hessian * scale.unsqueeze(0) * scale.unsqueeze(1);
+}
+
+}  // namespace
+
+Direction newton_direction(const Tensor& hessian, const Tensor& gradient, double damping) {
+  Direction out;
+  const Tensor scale = scaling(hessian);
+  if (!scale.defined()) return out;
+  const Tensor matrix = scaled(hessian, scale), identity = at::eye(matrix.size(0), matrix.options()),
+               right = (scale * gradient).unsqueeze(-1);
+  const double d = static_cast<double>(matrix.size(0));
+  for (double shift = 0; shift < 1e6; shift = shift == 0 ? 1e-10 : 10 * shift) {
+    const auto [factor, info] = at::linalg_cholesky_ex(matrix + (damping + 1e-14 + shift) * identity);
+    if (info.item<int32_t>() != 0) continue;
+    const double least = factor.diagonal().min().item<double>();
+    if (shift == 0 && damping < 1e-8 && least * least < 100 * d * kEpsilon) {
+      out.deficient = true;
+      out.step = -scale * symmetric_solve(matrix, right.squeeze(-1), 100 * d * kEpsilon);
+    } else {
+      out.shift = shift;
+      out.step = -scale * at::cholesky_solve(right, factor).squeeze(-1);
+    }
+    return out;
+  }
+  return out;
+}
+
+Tensor symmetric_solve(const Tensor& hessian, const Tensor& right, double cutoff) {
+  const auto [values, vectors] = at::linalg_eigh(hessian);
+  const Tensor kept = values.abs() > cutoff * values.abs().max(), components = at::matmul(vectors.mT(), right.unsqueeze(-1)).squeeze(-1);
+  return at::matmul(vectors, (at::where(kept, components / values, 0)).unsqueeze(-1)).squeeze(-1);
+}
+
+Tensor whitening(const Tensor& gram, double cutoff) {
+  const Tensor scale = scaling(gram);
+  if (!scale.defined()) return at::eye(gram.size(0), gram.options());
+  const auto [values, vectors] = at::linalg_eigh(scaled(gram, scale));
+  const Tensor kept = (values > cutoff * values.max()).nonzero().squeeze(-1);
+  return scale.unsqueeze(-1) * vectors.index_select(1, kept) / values.index_select(0, kept).sqrt();
+}
+
+}  // namespace torch_rescaled::solvers

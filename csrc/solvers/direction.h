@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Newton directions from a gradient and a d x d Hessian: float64, on the CPU, scaled by the Hessian's diagonal.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+namespace torch_rescaled::solvers {
+
+using at::Tensor;
+
+struct Direction {
+  Tensor step;             // -(H + damping diag H)^-1 g; undefined where there is none
+  double shift = 0;        // what had to be added to the scaled Hessian beyond the damping
+  bool deficient = false;  // the Hessian is singular to rounding: the step is the shortest one (in the scaled norm)
+};
+
+// hessian [d, d], gradient [d]. An indefinite Hessian is shifted until it is not.
+Direction newton_direction(const Tensor& hessian, const Tensor& gradient, double damping);
+
+// H^-1 g for a symmetric H of any sign; directions in which H is singular to rounding are left out.
+Tensor symmetric_solve(const Tensor& hessian, const Tensor& right, double cutoff);
+
+// W [d, r] with W^T gram W = 1 for the directions above `cutoff` of the scaled gram's largest eigenvalue.
+Tensor whitening(const Tensor& gram, double cutoff);
+
+}  // namespace torch_rescaled::solvers

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// newton_step and solve_regression as operators: batches, and the derivative of a solution by the implicit function
+// theorem.
+#include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/exp.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/linalg_eigh.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <limits>
+
+#include "../ops/check.h"
+#include "../ops/family.h"
+#include "../ops/regression/checks.h"
+#include "../ops/regression/primitives.h"
+#include "../ops/regression/resident.h"
+#include "direction.h"
+#include "regression.h"
+
+namespace torch_rescaled::solvers {
+namespace {
+
+using namespace rescaled::ops;
+using Numbers = rescaled::RegressionStatistics;
+using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+#define SOLVE_POINT                                                                                            \
+  const Tensor &A, const Tensor &b, const MaybeTensor &row_weight, const MaybeTensor &penalty_weight,         \
+      const MaybeTensor &x0, const MaybeTensor &state
+#define SOLVE_OPTIONS \
+  c10::string_view method, int64_t max_iterations, double gtol, double ftol, double xtol, double damping, int64_t chunk
+using SolveSignature = Four(SOLVE_POINT, RESCALED_REGRESSION_SETTINGS, SOLVE_OPTIONS);
+
+// Leading dimensions as one: expanded views.
+Tensor flattened(const Tensor& t, int64_t suffix, const std::vector<int64_t>& full) {
+  if (!t.defined()) return t;
+  std::vector<int64_t> sizes = full;
+  sizes.insert(sizes.end(), t.sizes().end() - suffix, t.sizes().end());
+  const Tensor whole = t.detach().expand(sizes);
+  return full.empty() ? whole.unsqueeze(0) : whole.flatten(0, static_cast<int64_t>(full.size()) - 1);
+}
+Tensor restored(const Tensor& t, const std::vector<int64_t>& full) {
+  std::vector<int64_t> sizes = full;
+  sizes.insert(sizes.end(), t.sizes().begin() + 1, t.sizes().end());
+  return t.reshape(sizes);
+}
+
+void check_solver(const RegressionPoint& x, const Tensor& state, c10::string_view method, int64_t max_iterations,
+                  double gtol, double ftol, double xtol, double damping, int64_t chunk) {
+  const char* op = "solve_regression";
+  RESCALED_CHECK(VALUE, method == "newton", op, "method 'newton', got '", method, "'");
+  RESCALED_CHECK(VALUE, max_iterations >= 0, op, "max_iterations >= 0, got ", max_iterations);
+  for (const auto& [name, value] : {std::pair<const char*, double>{"gtol", gtol}, {"ftol", ftol}, {"xtol", xtol}, {"damping", damping}})
+    RESCALED_CHECK(VALUE, value >= 0 && value <= std::numeric_limits<double>::max(), op, "a finite ", name,
+                   " >= 0, got ", value);
+  RESCALED_CHECK(VALUE, chunk >= 0, op, "chunk >= 0, got ", chunk);
+  if (!state.defined()) return;
+  RESCALED_CHECK(TYPE, state.scalar_type() == at::kDouble, op, "state of dtype float64, got ", state.scalar_type());
+  const int64_t size = state_size(x.A.size(-1), x.A.size(-2));
+  RESCALED_CHECK(VALUE, state.dim() >= 1 && state.size(-1) == size, op, "state of shape [*, ", size,
+                 "] as an earlier call with this problem returned it, got ", shape(state));
+}
+
+// All problems, one after another, or side by side where each is too small for threads of its own.
+Four solve(SOLVE_POINT, RESCALED_REGRESSION_SETTINGS, SOLVE_OPTIONS) {
+  const RegressionPoint given{A, b, defined_or(x0), defined_or(row_weight), defined_or(penalty_weight)};
+  const RegressionSettings settings = RESCALED_THE_REGRESSION_SETTINGS;
+  check_solver(given, defined_or(state), method, max_iterations, gtol, ftol, xtol, damping, chunk);
+  std::vector<int64_t> full;
+  for (const c10::SymInt& size : leading_sizes(given)) full.push_back(size.expect_int());
+  const RegressionPoint all{flattened(A, 2, full), flattened(b, 1, full), flattened(given.x, 1, full),
+                            flattened(given.row_weight, 1, full), flattened(given.penalty_weight, 1, full)};
+  const Tensor states = flattened(defined_or(state), 1, full);
+  const int64_t count = all.A.size(0), n = A.size(-2), d = A.size(-1);
+  const Options options{std::string(method), max_iterations, gtol, ftol, xtol, damping};
+  std::vector<Solution> found(static_cast<size_t>(count));
+  const auto one = [](const Tensor& t, int64_t i) { return t.defined() ? t.select(0, i) : t; };
+  const auto run = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      found[static_cast<size_t>(i)] =
+          solve_problem({one(all.A, i), one(all.b, i), one(all.x, i), one(all.row_weight, i), one(all.penalty_weight, i)},
+                        settings, options, one(states, i), chunk);
+  };
+  if (A.device().is_cpu() && n * d <= (1 << 18))
+    at::parallel_for(0, count, 1, run);
+  else
+    run(0, count);
+
+  int64_t lines = 0;
+  for (const Solution& s : found) lines = std::max(lines, s.history.size(0));
+  const auto doubles = at::TensorOptions().dtype(at::kDouble);
+  Tensor x = at::empty({count, d}, b.options()), summary = at::empty({count, Summary::count}, doubles),
+         history = at::full({count, lines, History::count}, std::numeric_limits<double>::quiet_NaN(), doubles),
+         packed = at::empty({count, state_size(d, n)}, doubles);
+  for (int64_t i = 0; i < count; ++i) {
+    const Solution& s = found[static_cast<size_t>(i)];
+    x.select(0, i).copy_(s.x), summary.select(0, i).copy_(s.summary), packed.select(0, i).copy_(s.state);
+    history.select(0, i).slice(0, 0, s.history.size(0)).copy_(s.history);
+  }
+  return {restored(x, full), restored(summary, full), restored(history, full), restored(packed, full)};
+}
+
+// H(x)^-1 v, with the Hessian's scale put back.
+Tensor inverse_hessian_times(const RegressionPoint& x, const RegressionSettings& settings, const Tensor& v) {
+  std::vector<c10::SymInt> sizes = leading_sizes(x);
+  sizes.push_back(x.A.sym_size(-2));
+  const Tensor logits = regression_matvec(x.A, x.x).expand_symint(sizes);
+  const Tensor statistics = regression_statistics(logits, {}, {}, x, settings).squeeze(-2);
+  const Tensor rows = regression_rows(logits, statistics, x, settings);
+  const RegressionCurvature found = regression_curvature(x.A, rows, statistics, "full");
+  const auto [values, vectors] = at::linalg_eigh(found.hessian.to(at::kDouble));
+  const Tensor kept = values.abs() > 1e-13 * values.abs().amax(-1, true);
+  const Tensor components = at::matmul(vectors.mT(), v.to(at::kDouble).unsqueeze(-1)).squeeze(-1);
+  const Tensor solved = at::matmul(vectors, at::where(kept, components / values, 0).unsqueeze(-1)).squeeze(-1);
+  const Tensor log_scale = statistics.select(-1, Numbers::log_scale).unsqueeze(-1);
+  return ((-log_scale / 2).exp() * solved * (-log_scale / 2).exp()).to(v.scalar_type());
+}
+
+RegressionPoint second_derivative(const RegressionPoint& along, const RegressionPoint& at,
+                                  const RegressionSettings& settings, std::array<bool, 6> need) {
+  static const auto op = handle<RegressionSecond>("torch_rescaled::_regression_double_backward");
+  std::vector<c10::SymInt> full = leading_sizes(at);
+  const Tensor one = at::ones_symint(full, at.b.options());
+  const auto d = op.call(maybe(along.A), maybe(along.b), maybe(along.x), maybe(along.row_weight),
+                         maybe(along.penalty_weight), one, at.A, at.b, at.x, maybe(at.row_weight),
+                         maybe(at.penalty_weight), at.x, settings.kind, settings.form, need);
+  return {std::get<1>(d), std::get<2>(d), std::get<3>(d), std::get<4>(d), std::get<5>(d)};
+}
+
+// A, b, row_weight, penalty_weight -> x: dx = -H^-1 d(gradient).
+struct Implicit {
+  using Settings = RegressionSettings;
+  static constexpr size_t kInputs = 4, kOutputs = 1, kAuxiliaries = 0;
+  static constexpr bool kTraceable = false, kSavesOutputs = true;
+  static const char* name() { return "RescaledSolveBackward"; }
+  static RegressionPoint at(const variable_list& in, const Tensor& x) {
+    return {in[0].detach(), in[1].detach(), x.detach(), in[2].defined() ? in[2].detach() : in[2],
+            in[3].defined() ? in[3].detach() : in[3]};
+  }
+  static variable_list vjp(const Settings& settings, const variable_list& in, const variable_list& out,
+                           const variable_list& grads, const std::vector<bool>& need) {
+    TORCH_CHECK_NOT_IMPLEMENTED(!at::GradMode::is_enabled(),
+                                "torch_rescaled::solve_regression: expected one derivative of the solution, got "
+                                "create_graph=True; second derivatives of a solution do not exist yet");
+    const RegressionPoint point = at(in, out[0]);
+    const Tensor adjoint = -inverse_hessian_times(point, settings, grads[0]);
+    const RegressionPoint d = second_derivative({{}, {}, adjoint, {}, {}}, point, settings,
+                                                {false, need[0], need[1], false, need[2], need[3]});
+    return {d.A, d.b, d.row_weight, d.penalty_weight};
+  }
+  static variable_list jvp(const Settings& settings, const variable_list& in, const variable_list& tangents,
+                           const variable_list& out) {
+    const RegressionPoint point = at(in, out[0]);
+    const RegressionPoint d = second_derivative({tangents[0], tangents[1], {}, tangents[2], tangents[3]}, point, settings,
+                                                {false, false, false, true, false, false});
+    return {-inverse_hessian_times(point, settings, d.x)};
+  }
+};
+
+Four solve_autograd(c10::DispatchKeySet keys, SOLVE_POINT, RESCALED_REGRESSION_SETTINGS, SOLVE_OPTIONS) {
+  static const auto op = handle<SolveSignature>("torch_rescaled::_solve_regression");
+  const auto out = record<Implicit>(
+      RESCALED_THE_REGRESSION_SETTINGS, {A, b, defined_or(row_weight), defined_or(penalty_weight)}, [&] {
+        return to_list(op.redispatch(keys & c10::after_autograd_keyset, A, b, row_weight, penalty_weight, x0, state, kind,
+                                     form, method, max_iterations, gtol, ftol, xtol, damping, chunk));
+      });
+  return {out[0], out[1], out[2], out[3]};
+}
+
+Four solve_regression(const Tensor& A, const Tensor& b, const MaybeTensor& x0, const MaybeTensor& row_weight,
+                      const MaybeTensor& penalty_weight, RESCALED_REGRESSION_SETTINGS, c10::string_view method,
+                      int64_t max_iterations, double gtol, std::optional<double> ftol, double xtol, double damping,
+                      std::optional<int64_t> chunk, const MaybeTensor& state) {
+  const RegressionSettings settings = RESCALED_THE_REGRESSION_SETTINGS;
+  RegressionPoint point{A, b, defined_or(x0), defined_or(row_weight), defined_or(penalty_weight)};
+  check_regression("solve_regression", point, settings);
+  point = aligned(point, static_cast<int64_t>(leading_sizes(point).size()));
+  const double default_ftol = accumulation_type(A) == at::kDouble ? 1e-12 : 1e-8;
+  static const auto op = handle<SolveSignature>("torch_rescaled::_solve_regression");
+  return op.call(point.A, point.b, maybe(point.row_weight), maybe(point.penalty_weight), maybe(point.x), state, kind,
+                 form, method, max_iterations, gtol, ftol.value_or(default_ftol), xtol, damping,
+                 chunk.value_or(max_iterations + 1));
+}
+
+Tensor newton_step(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature, double damping) {
+  using EvaluateSignature = Four(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature);
+  RESCALED_CHECK(VALUE, damping >= 0, "newton_step", "damping >= 0, got ", damping);
+  check_curvature("newton_step", curvature, /*with_none=*/false);
+  static const auto op = handle<EvaluateSignature>("torch_rescaled::regression_evaluate");
+  const auto [log_loss, gradient, hessian, log_scale] =
+      op.call(A, b, x, row_weight, penalty_weight, kind, form, curvature);
+  const std::vector<int64_t> full(gradient.sizes().begin(), gradient.sizes().end() - 1);
+  const Tensor g = flattened(gradient, 1, full).to(at::TensorOptions().device(at::kCPU).dtype(at::kDouble)),
+               H = flattened(hessian, 2, full).to(g.options());
+  const Tensor steps = at::zeros_like(g);
+  for (int64_t i = 0; i < g.size(0); ++i)
+    if (const Direction found = newton_direction(H[i], g[i], damping); found.step.defined())
+      steps.select(0, i).copy_(found.step);
+  return restored(steps.to(gradient.options()), full);
+}
+
+}  // namespace
+}  // namespace torch_rescaled::solvers
+
+TORCH_LIBRARY_IMPL(torch_rescaled, CompositeExplicitAutograd, m) {
+  m.impl("_solve_regression", TORCH_FN(torch_rescaled::solvers::solve));
+}
+TORCH_LIBRARY_IMPL(torch_rescaled, Autograd, m) {
+  m.impl("_solve_regression", TORCH_FN(torch_rescaled::solvers::solve_autograd));
+}
+TORCH_LIBRARY_IMPL(torch_rescaled, CompositeImplicitAutograd, m) {
+  m.impl("solve_regression", TORCH_FN(torch_rescaled::solvers::solve_regression));
+  m.impl("newton_step", TORCH_FN(torch_rescaled::solvers::newton_step));
+}

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Starting points from b alone, by kind: never x = 0, where cosh is stationary and sinh has a minimum of no interest.
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/abs.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/asinh.h>
+#include <ATen/ops/exp2.h>
+#include <ATen/ops/linalg_eigh.h>
+#include <ATen/ops/linspace.h>
+#include <ATen/ops/log.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <limits>
+
+#include "../ops/regression/resident.h"
+#include "direction.h"
+#include "regression.h"
+
+namespace torch_rescaled::solvers {
+namespace {
+
+using namespace rescaled::ops;
+using Rows = rescaled::RegressionRows;
+using Statistics = rescaled::RegressionStatistics;
+
+constexpr double kCutoff = 1e-12;
+
+// A^T right and A^T diag(weight) A + square (A^T p)(A^T p)^T, in one read.
+RegressionCurvature weighted_gram(const Tensor& A, const Tensor& right, const Tensor& weight, const Tensor& p,
+                                  double square) {
+  const Tensor zero = at::zeros_like(weight);
+  const Tensor rows = at::stack({right, weight, zero, p, zero, zero, zero});
+  Tensor statistics = at::zeros({Statistics::count}, weight.options().dtype(at::kDouble));
+  statistics[Statistics::square].fill_(square);
+  return regression_curvature(A, rows, statistics, "gauss_newton");
+}
+Tensor wide(const Tensor& t) { return t.to(at::TensorOptions().device(at::kCPU).dtype(at::kDouble)); }
+
+// Losses of steps along t from zero logits, comparable with each other; +inf where they are not numbers.
+Tensor losses_along(const Tensor& t, const Tensor& steps, const RegressionPoint& x, const RegressionSettings& settings) {
+  const Tensor s = regression_statistics(at::zeros_like(t), t, steps, x, settings);
+  const Tensor losses = wide(s.select(-1, Statistics::loss)).log() + wide(s.select(-1, Statistics::log_scale));
+  return at::where(losses.isfinite(), losses, std::numeric_limits<double>::infinity());
+}
+
+// Least squares of log b, weights b^2: near the solution u - b is about b (z - log b). With a free intercept where the
+// loss has a free scale.
+Tensor log_start(const RegressionPoint& x, const RegressionSettings& settings, int64_t& reads) {
+  const Tensor most = x.b.max(), positive = x.b > 0, relative = x.b / most;
+  const Tensor logarithm = at::where(positive, relative, 1).log();
+  Tensor weight = at::where(positive, relative.square(), 0);
+  if (x.row_weight.defined()) weight = weight * x.row_weight;
+  const double sum = weight.sum().item<double>();
+  if (!(sum > 0) || !(most.item<double>() > 0)) return {};
+  const bool plain = settings.form == "plain";
+  const Tensor aim = plain ? logarithm + most.log() : logarithm - (weight * logarithm).sum() / sum;
+  const RegressionCurvature found = weighted_gram(x.A, weight * aim, weight, weight, plain ? 0 : -1 / sum);
+  reads += 1;
+  const Tensor W = whitening(wide(found.hessian), kCutoff);
+  return at::matmul(W, at::matmul(W.mT(), wide(found.gradient)));
+}
+
+// The direction along which |z| goes with the ranks of b, in coordinates where A has orthonormal columns; then its
+// length by the loss.
+Tensor spectral_start(const RegressionPoint& x, const RegressionSettings& settings, int64_t& reads) {
+  const int64_t n = x.b.size(-1);
+  const Tensor ones = at::ones_like(x.b), rank = x.b.argsort().argsort().to(x.b.scalar_type()) / n;
+  const Tensor W = whitening(wide(weighted_gram(x.A, ones, ones, ones, 0).hessian), kCutoff);
+  const Tensor ranked = wide(weighted_gram(x.A, ones, rank, ones, 0).hessian);
+  const Tensor vectors = std::get<1>(at::linalg_eigh(at::matmul(W.mT(), at::matmul(ranked, W))));
+  if (vectors.size(1) == 0) return {};
+  Tensor start = at::matmul(W, vectors.select(1, -1));
+  const Tensor z = regression_matvec(x.A, start.to(x.b.options()));
+  reads += 3;
+  const double size = z.square().mean().sqrt().item<double>();
+  if (!(size > 0)) return {};
+  const Tensor lengths = at::exp2(at::arange(-3, 4.25, .5, at::kDouble)) / size;
+  return start * lengths[losses_along(z, lengths.to(x.b.device()), x, settings).argmin()];
+}
+
+// Least squares of asinh(k b) for many k and both signs; the best by the loss.
+Tensor asinh_start(const RegressionPoint& x, const RegressionSettings& settings, int64_t& reads) {
+  const Tensor median = x.b.abs().median();
+  const double size = median.item<double>() > 0 ? median.item<double>() : x.b.abs().max().item<double>();
+  if (!(size > 0)) return {};
+  Tensor scales = at::exp2(at::linspace(-3, 14, 24, x.b.options())) / size;
+  if (settings.form == "plain") scales = at::ones_like(scales.slice(0, 0, 1));
+  const Tensor aims = at::asinh(x.b.unsqueeze(-1) * scales.unsqueeze(0)), ones = at::ones_like(x.b);  // [n, K]
+  const Tensor W = whitening(wide(weighted_gram(x.A, ones, ones, ones, 0).hessian), kCutoff);
+  const Tensor A = x.A.to(x.b.scalar_type());
+  const Tensor starts = at::matmul(W, at::matmul(W.mT(), wide(at::matmul(A.mT(), aims))));  // [d, K]
+  const Tensor z = at::matmul(A, starts.to(x.b.options()));
+  reads += 3;
+  const Tensor signs = settings.form == "plain" ? at::ones({1}, at::kDouble) : at::linspace(1, -1, 2, at::kDouble);
+  double best = std::numeric_limits<double>::infinity();
+  Tensor found;
+  for (int64_t k = 0; k < starts.size(1); ++k) {
+    const Tensor losses = losses_along(z.select(1, k), signs.to(x.b.device()), x, settings);
+    const int64_t sign = losses.argmin().item<int64_t>();
+    const double loss = losses[sign].item<double>();
+    if (loss < best) best = loss, found = starts.select(1, k) * signs[sign];
+  }
+  return found;
+}
+
+}  // namespace
+
+Tensor starting_point(const RegressionPoint& x, const RegressionSettings& settings, int64_t& reads) {
+  const int64_t d = x.A.size(-1);
+  RegressionSettings chosen = settings;  // a rescaled loss is small where u is: the normalized one tells starts apart
+  if (settings.form == "rescaled") chosen.form = "normalized";
+  Tensor start;
+  if (x.b.numel() > 0 && d > 0 && x.b.isfinite().all().item<bool>())
+    start = settings.kind == "exp"    ? log_start(x, chosen, reads)
+            : settings.kind == "cosh" ? spectral_start(x, chosen, reads)
+                                      : asinh_start(x, chosen, reads);
+  if (!start.defined() || !start.isfinite().all().item<bool>())
+    start = at::linspace(.5, 1, d, at::kDouble) / (d > 0 ? d : 1);  // nothing to go by
+  return start.to(x.b.options());
+}
+
+}  // namespace torch_rescaled::solvers
