@@ -81,11 +81,14 @@ wheel: build ## Build a wheel for the torch of this environment into dist/
 demo: build ## Train the example language model with its defaults
 	@$(PYTHON) examples/train_language_model.py
 
+# Side by side, a thread each: most tests are too small for more.
+PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n auto --maxprocesses 8 --dist worksteal
+
 test: build ## Every test but the slow ones
-	$(PYTHON) -m pytest -q -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: build ## Every test that needs no GPU
-	$(PYTHON) -m pytest -q -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 cuda: $(STAMPS)/environment ## Compile the CUDA kernels for every architecture (needs nvcc), and load them
 	@$(CHECK_COMPILER)

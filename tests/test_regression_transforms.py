@@ -149,7 +149,9 @@ def test_script_and_export():
         def forward(self, A, b, x):
             return regression_loss(A, b, x, form="normalized")
 
-    program = torch.export.export(Model(), (A, b, x), dynamic_shapes=({0: torch.export.Dim("n", min=2)}, {0: torch.export.Dim("n", min=2)}, None))
+    program = torch.export.export(
+        Model(), (A, b, x), dynamic_shapes=({0: torch.export.Dim("n", min=2)}, {0: torch.export.Dim("n", min=2)}, None)
+    )
     assert torch.equal(program.module()(A, b, x), regression_loss(A, b, x, form="normalized"))
 
 

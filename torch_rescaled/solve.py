@@ -80,7 +80,7 @@ class Regression:
         for name in ("A", "b", "row_weight", "penalty_weight"):
             tensor = getattr(self, name)
             if tensor is not None:
-                check_readable("solve_regression", name, tensor)
+                check_readable("Regression", name, tensor)
         _OPS._regression_check(self.A, self.b, self.row_weight, self.penalty_weight, self.kind, self.form)
 
 
@@ -191,7 +191,7 @@ def solve(
         method: ``"newton"``.
         gtol: stop when every entry of the gradient is at most this fraction of the absolute values it is computed from; rounding
             (3 eps) stops in any case.
-        ftol: stop when the model promises no more than this fraction of the loss; 1e-12, in float32 1e-8, by default.
+        ftol: stop when the model promises no more than this fraction of the loss; 1e-15, in float32 1e-8, by default.
         xtol: stop when the step changes no logit by more than this fraction of the largest.
         max_iterations: of all calls together that share a state.
         damping: the least Levenberg-Marquardt damping, relative to the Hessian's diagonal.

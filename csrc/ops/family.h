@@ -35,12 +35,15 @@ inline variable_list part(const variable_list& list, size_t first, size_t count)
   return {list.begin() + static_cast<std::ptrdiff_t>(first), list.begin() + static_cast<std::ptrdiff_t>(first + count)};
 }
 inline std::vector<bool> part(const std::vector<bool>& flags, size_t first, size_t count) {
-  return {flags.begin() + static_cast<std::ptrdiff_t>(first), flags.begin() + static_cast<std::ptrdiff_t>(first + count)};
+  return {flags.begin() + static_cast<std::ptrdiff_t>(first),
+          flags.begin() + static_cast<std::ptrdiff_t>(first + count)};
 }
 inline bool any_defined(const variable_list& list) {
   return std::any_of(list.begin(), list.end(), [](const Tensor& t) { return t.defined(); });
 }
-inline bool any_needed(const std::vector<bool>& need) { return std::find(need.begin(), need.end(), true) != need.end(); }
+inline bool any_needed(const std::vector<bool>& need) {
+  return std::find(need.begin(), need.end(), true) != need.end();
+}
 inline variable_list join(variable_list list, const variable_list& more) {
   list.insert(list.end(), more.begin(), more.end());
   return list;
@@ -126,8 +129,7 @@ struct Rules {
         for (size_t i = 0; i < kPoint; ++i)
           if (settings.need[i] && terms[i].defined()) sum[i] = sum[i].defined() ? sum[i] + terms[i] : terms[i];
       };
-      if (any_defined(along_grads))
-        add(Family::backward(settings, along_grads, point, extra, saved, settings.flags()));
+      if (any_defined(along_grads)) add(Family::backward(settings, along_grads, point, extra, saved, settings.flags()));
       if (any_defined(along_point))
         add(hessian_product(settings, along_point, part(in, 0, kOut), point, extra, saved, settings.flags()));
       return sum;
@@ -146,8 +148,9 @@ struct Rules {
                           saved = part(in, kInputs + kExtra, kSaved);
       const std::vector<bool> along = part(need, 0, kPoint), at = part(need, kPoint, kPoint);
       const variable_list none(kPoint);
-      return join(any_needed(along) ? Family::backward(settings, grads, point, extra, saved, along) : none,
-                  any_needed(at) ? hessian_product(settings, part(in, 0, kPoint), grads, point, extra, saved, at) : none);
+      return join(
+          any_needed(along) ? Family::backward(settings, grads, point, extra, saved, along) : none,
+          any_needed(at) ? hessian_product(settings, part(in, 0, kPoint), grads, point, extra, saved, at) : none);
     }
     // Never with tangents: the operator takes those to the plain-tensor formula.
     static variable_list jvp(const Settings&, const variable_list&, const variable_list&, const variable_list&) {

@@ -31,7 +31,7 @@
 // broadcast; the primitives have equal numbers of leading dimensions, as above. A may be in half precision, the others
 // are in the type of the arithmetic. logits, direction: A x and A s, [*L, n].
 #define REGRESSION "Tensor A, Tensor b, Tensor x, Tensor? row_weight, Tensor? penalty_weight"
-#define REGRESSION_TANGENTS                                     \
+#define REGRESSION_TANGENTS                                                               \
   "Tensor? tangent_A, Tensor? tangent_b, Tensor? tangent_x, Tensor? tangent_row_weight, " \
   "Tensor? tangent_penalty_weight"
 #define REGRESSION_GRADIENTS \
@@ -39,7 +39,7 @@
 #define REGRESSION_SETTINGS "str kind, str form"
 #define REGRESSION_OPTIONS \
   "*, Tensor? row_weight=None, Tensor? penalty_weight=None, str kind=\"exp\", str form=\"rescaled\""
-#define SOLVER_OPTIONS                                                                              \
+#define SOLVER_OPTIONS                                                                                \
   "str method=\"newton\", int max_iterations=100, float gtol=0.0, float? ftol=None, float xtol=0.0, " \
   "float damping=1e-12, int? chunk=None, Tensor? state=None"
 #define TARGET "Tensor b, Tensor? row_weight, Tensor? penalty_weight"
@@ -91,10 +91,12 @@ TORCH_LIBRARY(torch_rescaled, m) {
   m.def("solve_regression(Tensor A, Tensor b, Tensor? x0=None, " REGRESSION_OPTIONS ", " SOLVER_OPTIONS
         ") -> (Tensor x, Tensor summary, Tensor history, Tensor state)",
         {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
-  m.def("_solve_regression(Tensor A, Tensor b, Tensor? row_weight, Tensor? penalty_weight, Tensor? x0, Tensor? state, "
-        REGRESSION_SETTINGS ", str method, int max_iterations, float gtol, float ftol, float xtol, float damping, int chunk)"
-        " -> (Tensor x, Tensor summary, Tensor history, Tensor state)",
-        {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
+  m.def(
+      "_solve_regression(Tensor A, Tensor b, Tensor? row_weight, Tensor? penalty_weight, Tensor? x0, Tensor? "
+      "state, " REGRESSION_SETTINGS
+      ", str method, int max_iterations, float gtol, float ftol, float xtol, float damping, int chunk)"
+      " -> (Tensor x, Tensor summary, Tensor history, Tensor state)",
+      {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
 
   // gradient: in x, saved for the derivatives.
   m.def("_regression_forward(" REGRESSION ", " REGRESSION_SETTINGS ") -> (Tensor loss, Tensor gradient)", tags);
@@ -112,7 +114,8 @@ TORCH_LIBRARY(torch_rescaled, m) {
   m.def("_regression_product(" REGRESSION ", Tensor v, " REGRESSION_SETTINGS ", str curvature) -> Tensor", tags);
   m.def("_regression_matvec(Tensor A, Tensor v) -> Tensor", tags);
   // Refuses what the operators refuse, and computes nothing.
-  m.def("_regression_check(Tensor A, Tensor b, Tensor? row_weight, Tensor? penalty_weight, " REGRESSION_SETTINGS ") -> ()",
+  m.def("_regression_check(Tensor A, Tensor b, Tensor? row_weight, Tensor? penalty_weight, " REGRESSION_SETTINGS
+        ") -> ()",
         tags);
   // steps [*L, K] float64 -> [*L, K, 12] float64, of logits + step direction; without both K = 1
   m.def("_regression_statistics(Tensor logits, Tensor? direction, Tensor? steps, " TARGET ", " REGRESSION_SETTINGS

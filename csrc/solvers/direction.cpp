@@ -26,16 +26,14 @@ Tensor scaling(const Tensor& hessian) {
   if (!(most > 0) || most > std::numeric_limits<double>::max()) return {};
   return diagonal.clamp_min(1e-14 * most).rsqrt();
 }
-Tensor scaled(const Tensor& hessian, const Tensor& scale) {
-  return hessian * scale.unsqueeze(0) * scale.unsqueeze(1);
-}
+Tensor scaled(const Tensor& hessian, const Tensor& scale) { return hessian * scale.unsqueeze(0) * scale.unsqueeze(1); }
 
 }  // namespace
 
 Direction newton_direction(const Tensor& hessian, const Tensor& gradient, double damping) {
   Direction out;
   const Tensor scale = scaling(hessian);
-  if (!scale.defined()) return out;
+  if (!scale.defined() || !hessian.isfinite().all().item<bool>()) return out;
   const Tensor matrix = scaled(hessian, scale), identity = at::eye(matrix.size(0), matrix.options()),
                right = (scale * gradient).unsqueeze(-1);
   const double d = static_cast<double>(matrix.size(0));
@@ -43,7 +41,8 @@ Direction newton_direction(const Tensor& hessian, const Tensor& gradient, double
     const auto [factor, info] = at::linalg_cholesky_ex(matrix + (damping + 1e-14 + shift) * identity);
     if (info.item<int32_t>() != 0) continue;
     const double least = factor.diagonal().min().item<double>();
-    if (shift == 0 && damping < 1e-8 && least * least < 100 * d * kEpsilon) {
+    // A pivot no larger than the damping, where that is next to nothing, is zero.
+    if (shift == 0 && damping < 1e-8 && least * least < 100 * d * kEpsilon + 2 * damping) {
       out.deficient = true;
       out.step = -scale * symmetric_solve(matrix, right.squeeze(-1), 100 * d * kEpsilon);
     } else {
@@ -57,7 +56,8 @@ Direction newton_direction(const Tensor& hessian, const Tensor& gradient, double
 
 Tensor symmetric_solve(const Tensor& hessian, const Tensor& right, double cutoff) {
   const auto [values, vectors] = at::linalg_eigh(hessian);
-  const Tensor kept = values.abs() > cutoff * values.abs().max(), components = at::matmul(vectors.mT(), right.unsqueeze(-1)).squeeze(-1);
+  const Tensor kept = values.abs() > cutoff * values.abs().max(),
+               components = at::matmul(vectors.mT(), right.unsqueeze(-1)).squeeze(-1);
   return at::matmul(vectors, (at::where(kept, components / values, 0)).unsqueeze(-1)).squeeze(-1);
 }
 

@@ -16,17 +16,17 @@ using rescaled::ops::RegressionSettings;
 
 // Why a solve ended; the texts are in torch_rescaled/solve.py.
 enum class Status : int64_t {
-  running,         // the caller's chunk of iterations is over
-  gradient,        // |g_k| within gtol or rounding of zero for every k
-  loss,            // the model promises no more than ftol of the loss
-  step,            // the step moves no logit by more than xtol
-  flat,            // the loss has not moved over five steps
+  running,   // the caller's chunk of iterations is over
+  gradient,  // |g_k| within gtol or rounding of zero for every k
+  loss,      // the model promises no more than ftol of the loss
+  step,      // the step moves no logit by more than xtol
+  flat,      // the loss has not moved over five steps
   max_iterations,
-  non_finite,      // no finite loss at the start
-  stalled,         // no step descends
-  drift,           // rescaled: the sum of u runs off to 0; x is the normalized form's
-  singular_sum,    // normalized: the sum of u nearly cancels, and no step descends
-  vanishing        // cosh, sinh: the logits run off to 0
+  non_finite,    // no finite loss at the start
+  stalled,       // no step descends
+  drift,         // rescaled: the sum of u runs off to 0; x is the normalized form's
+  singular_sum,  // normalized: the sum of u nearly cancels, and no step descends
+  vanishing      // cosh, sinh: the logits run off to 0
 };
 
 struct Options {
@@ -38,8 +38,19 @@ struct Options {
 // Numbers of a solve, float64, in this order.
 struct Summary {
   enum : int64_t {
-    status, log_loss, gradient, iterations, reads, grams, certificate, deficient, effective_rows, seconds_reads,
-    seconds_grams, seconds, count
+    status,
+    log_loss,
+    gradient,
+    iterations,
+    reads,
+    grams,
+    certificate,
+    deficient,
+    effective_rows,
+    seconds_reads,
+    seconds_grams,
+    seconds,
+    count
   };
 };
 // A line of the history.

@@ -33,7 +33,7 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kLeastDamping = 1e-12, kMostDamping = 1e10;
 constexpr double kArmijo = 1e-4;
 constexpr double kReach = 2, kLongReach = 16;  // largest |step A s| tried first, and ever
-constexpr double kVanishing = 1e-3;  // largest logit below which sinh is linear, and cosh constant
+constexpr double kVanishing = 1e-3;            // largest logit below which sinh is linear, and cosh constant
 constexpr int kTries = 12, kFlatSteps = 5, kRefresh = 10;
 
 Tensor wide(const Tensor& t) { return t.to(at::TensorOptions().device(at::kCPU).dtype(at::kDouble)).contiguous(); }
@@ -70,8 +70,24 @@ struct Models {
 // Everything that an iteration hands to the next, as numbers; `x`, `anchor` and `logits` beside them.
 struct State {
   enum : int64_t {
-    status, phase, full_mode, damping, iterations, since_refresh, flat, flat_log_loss, anchor_log_sum, reads, grams,
-    certificate, deficient, gradient, seconds_reads, seconds_grams, seconds, count
+    status,
+    phase,
+    full_mode,
+    damping,
+    iterations,
+    since_refresh,
+    flat,
+    flat_log_loss,
+    anchor_log_sum,
+    reads,
+    grams,
+    certificate,
+    deficient,
+    gradient,
+    seconds_reads,
+    seconds_grams,
+    seconds,
+    count
   };
   static constexpr double kNormalizedFirst = 0, kFinal = 1;  // of `phase`
   std::array<double, count> number{};
@@ -80,7 +96,8 @@ struct State {
   double operator[](int64_t i) const { return number[static_cast<size_t>(i)]; }
 
   Tensor pack() const {
-    return at::cat({at::tensor(at::ArrayRef<double>(number.data(), number.size())), wide(x), wide(anchor), wide(logits)});
+    return at::cat(
+        {at::tensor(at::ArrayRef<double>(number.data(), number.size())), wide(x), wide(anchor), wide(logits)});
   }
   static State unpack(const Tensor& packed, const at::TensorOptions& options, int64_t d, int64_t n) {
     State s;
@@ -203,14 +220,15 @@ class Solver {
     const double rows = static_cast<double>(std::max<int64_t>(state_.logits.numel(), 1));
     const double noise = epsilon_ * (12 * std::sqrt(2 * loss * magnitude / rows) * size + 4 * loss);
     const auto accepted = [&](double factor, double found) {
-      return found > kArmijo * factor * promised || (promised < 10 * noise && found >= -noise && last == Status::running);
+      return found > kArmijo * factor * promised ||
+             (promised < 10 * noise && found >= -noise && last == Status::running);
     };
     double factor = reach > kReach ? kReach / reach : 1;
     Point next = trial(t, factor);
     double found = gain(point_, next);
     bool good = accepted(factor, found);
-    if (last != Status::running) {  // this step is the last: taken if it descends
-      if (found > 0) take(step, t, factor);
+    if (last != Status::running) {  // the last step: taken unless the loss, which it hardly moves, says otherwise
+      if (found >= -noise) take(step, t, factor);
       record(history, factor * reach, factor);
       return converged(last);
     }
@@ -238,9 +256,9 @@ class Solver {
     const double by_gauss_newton = models.predicted(factor, false), by_full = models.predicted(factor, true),
                  ratio = found / by_gauss_newton;
     state_[State::damping] = factor < .05 || ratio < .1 ? 10 * std::max(state_[State::damping], 1e-8)
-                                                         : std::max(state_[State::damping] / 10, kLeastDamping);
-    state_[State::full_mode] = std::abs(found - by_full) < .7 * std::abs(found - by_gauss_newton) && by_full > 0 &&
-                               factor * reach < 1;
+                                                        : std::max(state_[State::damping] / 10, kLeastDamping);
+    state_[State::full_mode] =
+        std::abs(found - by_full) < .7 * std::abs(found - by_gauss_newton) && by_full > 0 && factor * reach < 1;
     const double before = log_loss(point_);
     take(step, t, factor);
     record(history, factor * reach, factor);
@@ -287,9 +305,9 @@ class Solver {
     converged(near_pole ? Status::singular_sum : status);
   }
   void finish(Status status) {
-    const bool done = status == Status::gradient || status == Status::loss || status == Status::step || status == Status::flat;
     // Toward z = 0 a two-sided loss has minima of no interest, or an infimum that nothing attains.
-    if (done && form_.kind != "exp" && point_[Numbers::largest] < kVanishing) status = Status::vanishing;
+    if (status != Status::non_finite && form_.kind != "exp" && point_[Numbers::largest] < kVanishing)
+      status = Status::vanishing;
     state_[State::status] = static_cast<double>(status);
   }
 
@@ -300,8 +318,9 @@ class Solver {
     Tensor diagonal = rows_.select(-2, Rows::p).square();
     if (problem_.row_weight.defined()) diagonal = diagonal * problem_.row_weight;
     const Tensor q = rows_.select(-2, Rows::q);
-    const RegressionCurvature found = regression_curvature(
-        problem_.A, at::stack({q, diagonal, zero, zero, zero, zero, zero}), at::zeros_like(statistics_), "gauss_newton");
+    const RegressionCurvature found =
+        regression_curvature(problem_.A, at::stack({q, diagonal, zero, zero, zero, zero, zero}),
+                             at::zeros_like(statistics_), "gauss_newton");
     state_[State::reads] += 1, state_[State::grams] += 1;
     const Tensor h = wide(found.gradient), W = whitening(wide(found.hessian), 1e-13);
     const double square = point_[Numbers::square], part = at::matmul(W.mT(), h).square().sum().item<double>() / square;
@@ -311,10 +330,16 @@ class Solver {
 
   void record(std::vector<Tensor>& history, double step, double factor) const {
     const bool normalized = form_.form == "normalized";
-    const double row[History::count] = {state_[State::iterations], log_loss(point_),
-                                        state_[State::gradient],   step,
-                                        factor,                    state_[State::damping],
-                                        state_[State::full_mode],  normalized ? 1. : form_.form == "plain" ? 2. : 0.,
+    const double row[History::count] = {state_[State::iterations],
+                                        log_loss(point_),
+                                        state_[State::gradient],
+                                        step,
+                                        factor,
+                                        state_[State::damping],
+                                        state_[State::full_mode],
+                                        normalized              ? 1.
+                                        : form_.form == "plain" ? 2.
+                                                                : 0.,
                                         state_[State::reads]};
     history.push_back(at::tensor(at::ArrayRef<double>(row, History::count)));
   }
@@ -369,7 +394,8 @@ Solution solve_problem(const RegressionPoint& point, const RegressionSettings& s
   summary[Summary::reads] = state[State::reads], summary[Summary::grams] = state[State::grams];
   summary[Summary::certificate] = state[State::certificate], summary[Summary::deficient] = state[State::deficient];
   summary[Summary::effective_rows] = 1 / numbers_now[Numbers::concentration];
-  summary[Summary::seconds_reads] = state[State::seconds_reads], summary[Summary::seconds_grams] = state[State::seconds_grams];
+  summary[Summary::seconds_reads] = state[State::seconds_reads],
+  summary[Summary::seconds_grams] = state[State::seconds_grams];
   summary[Summary::seconds] = state[State::seconds];
   Solution out;
   out.x = state.x;

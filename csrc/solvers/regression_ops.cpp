@@ -31,8 +31,8 @@ using namespace rescaled::ops;
 using Numbers = rescaled::RegressionStatistics;
 using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-#define SOLVE_POINT                                                                                            \
-  const Tensor &A, const Tensor &b, const MaybeTensor &row_weight, const MaybeTensor &penalty_weight,         \
+#define SOLVE_POINT                                                                                   \
+  const Tensor &A, const Tensor &b, const MaybeTensor &row_weight, const MaybeTensor &penalty_weight, \
       const MaybeTensor &x0, const MaybeTensor &state
 #define SOLVE_OPTIONS \
   c10::string_view method, int64_t max_iterations, double gtol, double ftol, double xtol, double damping, int64_t chunk
@@ -57,7 +57,8 @@ void check_solver(const RegressionPoint& x, const Tensor& state, c10::string_vie
   const char* op = "solve_regression";
   RESCALED_CHECK(VALUE, method == "newton", op, "method 'newton', got '", method, "'");
   RESCALED_CHECK(VALUE, max_iterations >= 0, op, "max_iterations >= 0, got ", max_iterations);
-  for (const auto& [name, value] : {std::pair<const char*, double>{"gtol", gtol}, {"ftol", ftol}, {"xtol", xtol}, {"damping", damping}})
+  for (const auto& [name, value] :
+       {std::pair<const char*, double>{"gtol", gtol}, {"ftol", ftol}, {"xtol", xtol}, {"damping", damping}})
     RESCALED_CHECK(VALUE, value >= 0 && value <= std::numeric_limits<double>::max(), op, "a finite ", name,
                    " >= 0, got ", value);
   RESCALED_CHECK(VALUE, chunk >= 0, op, "chunk >= 0, got ", chunk);
@@ -84,9 +85,9 @@ Four solve(SOLVE_POINT, RESCALED_REGRESSION_SETTINGS, SOLVE_OPTIONS) {
   const auto one = [](const Tensor& t, int64_t i) { return t.defined() ? t.select(0, i) : t; };
   const auto run = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
-      found[static_cast<size_t>(i)] =
-          solve_problem({one(all.A, i), one(all.b, i), one(all.x, i), one(all.row_weight, i), one(all.penalty_weight, i)},
-                        settings, options, one(states, i), chunk);
+      found[static_cast<size_t>(i)] = solve_problem(
+          {one(all.A, i), one(all.b, i), one(all.x, i), one(all.row_weight, i), one(all.penalty_weight, i)}, settings,
+          options, one(states, i), chunk);
   };
   if (A.device().is_cpu() && n * d <= (1 << 18))
     at::parallel_for(0, count, 1, run);
@@ -115,12 +116,15 @@ Tensor inverse_hessian_times(const RegressionPoint& x, const RegressionSettings&
   const Tensor statistics = regression_statistics(logits, {}, {}, x, settings).squeeze(-2);
   const Tensor rows = regression_rows(logits, statistics, x, settings);
   const RegressionCurvature found = regression_curvature(x.A, rows, statistics, "full");
-  const auto [values, vectors] = at::linalg_eigh(found.hessian.to(at::kDouble));
+  const Tensor hessian = found.hessian.to(at::kDouble);
+  const Tensor finite = hessian.isfinite().flatten(-2).all(-1).unsqueeze(-1);  // of a solve that failed: NaN
+  const auto [values, vectors] = at::linalg_eigh(at::where(finite.unsqueeze(-1), hessian, 0));
   const Tensor kept = values.abs() > 1e-13 * values.abs().amax(-1, true);
   const Tensor components = at::matmul(vectors.mT(), v.to(at::kDouble).unsqueeze(-1)).squeeze(-1);
   const Tensor solved = at::matmul(vectors, at::where(kept, components / values, 0).unsqueeze(-1)).squeeze(-1);
   const Tensor log_scale = statistics.select(-1, Numbers::log_scale).unsqueeze(-1);
-  return ((-log_scale / 2).exp() * solved * (-log_scale / 2).exp()).to(v.scalar_type());
+  const Tensor result = (-log_scale / 2).exp() * solved * (-log_scale / 2).exp();
+  return at::where(finite, result, std::numeric_limits<double>::quiet_NaN()).to(v.scalar_type());
 }
 
 RegressionPoint second_derivative(const RegressionPoint& along, const RegressionPoint& at,
@@ -158,8 +162,8 @@ struct Implicit {
   static variable_list jvp(const Settings& settings, const variable_list& in, const variable_list& tangents,
                            const variable_list& out) {
     const RegressionPoint point = at(in, out[0]);
-    const RegressionPoint d = second_derivative({tangents[0], tangents[1], {}, tangents[2], tangents[3]}, point, settings,
-                                                {false, false, false, true, false, false});
+    const RegressionPoint d = second_derivative({tangents[0], tangents[1], {}, tangents[2], tangents[3]}, point,
+                                                settings, {false, false, false, true, false, false});
     return {-inverse_hessian_times(point, settings, d.x)};
   }
 };
@@ -168,8 +172,8 @@ Four solve_autograd(c10::DispatchKeySet keys, SOLVE_POINT, RESCALED_REGRESSION_S
   static const auto op = handle<SolveSignature>("torch_rescaled::_solve_regression");
   const auto out = record<Implicit>(
       RESCALED_THE_REGRESSION_SETTINGS, {A, b, defined_or(row_weight), defined_or(penalty_weight)}, [&] {
-        return to_list(op.redispatch(keys & c10::after_autograd_keyset, A, b, row_weight, penalty_weight, x0, state, kind,
-                                     form, method, max_iterations, gtol, ftol, xtol, damping, chunk));
+        return to_list(op.redispatch(keys & c10::after_autograd_keyset, A, b, row_weight, penalty_weight, x0, state,
+                                     kind, form, method, max_iterations, gtol, ftol, xtol, damping, chunk));
       });
   return {out[0], out[1], out[2], out[3]};
 }
@@ -182,7 +186,7 @@ Four solve_regression(const Tensor& A, const Tensor& b, const MaybeTensor& x0, c
   RegressionPoint point{A, b, defined_or(x0), defined_or(row_weight), defined_or(penalty_weight)};
   check_regression("solve_regression", point, settings);
   point = aligned(point, static_cast<int64_t>(leading_sizes(point).size()));
-  const double default_ftol = accumulation_type(A) == at::kDouble ? 1e-12 : 1e-8;
+  const double default_ftol = accumulation_type(A) == at::kDouble ? 1e-15 : 1e-8;
   static const auto op = handle<SolveSignature>("torch_rescaled::_solve_regression");
   return op.call(point.A, point.b, maybe(point.row_weight), maybe(point.penalty_weight), maybe(point.x), state, kind,
                  form, method, max_iterations, gtol, ftol.value_or(default_ftol), xtol, damping,

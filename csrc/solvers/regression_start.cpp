@@ -43,7 +43,8 @@ RegressionCurvature weighted_gram(const Tensor& A, const Tensor& right, const Te
 Tensor wide(const Tensor& t) { return t.to(at::TensorOptions().device(at::kCPU).dtype(at::kDouble)); }
 
 // Losses of steps along t from zero logits, comparable with each other; +inf where they are not numbers.
-Tensor losses_along(const Tensor& t, const Tensor& steps, const RegressionPoint& x, const RegressionSettings& settings) {
+Tensor losses_along(const Tensor& t, const Tensor& steps, const RegressionPoint& x,
+                    const RegressionSettings& settings) {
   const Tensor s = regression_statistics(at::zeros_like(t), t, steps, x, settings);
   const Tensor losses = wide(s.select(-1, Statistics::loss)).log() + wide(s.select(-1, Statistics::log_scale));
   return at::where(losses.isfinite(), losses, std::numeric_limits<double>::infinity());
@@ -73,8 +74,8 @@ Tensor spectral_start(const RegressionPoint& x, const RegressionSettings& settin
   const Tensor ones = at::ones_like(x.b), rank = x.b.argsort().argsort().to(x.b.scalar_type()) / n;
   const Tensor W = whitening(wide(weighted_gram(x.A, ones, ones, ones, 0).hessian), kCutoff);
   const Tensor ranked = wide(weighted_gram(x.A, ones, rank, ones, 0).hessian);
+  if (W.size(1) == 0 || !ranked.isfinite().all().item<bool>()) return {};
   const Tensor vectors = std::get<1>(at::linalg_eigh(at::matmul(W.mT(), at::matmul(ranked, W))));
-  if (vectors.size(1) == 0) return {};
   Tensor start = at::matmul(W, vectors.select(1, -1));
   const Tensor z = regression_matvec(x.A, start.to(x.b.options()));
   reads += 3;

@@ -13,17 +13,17 @@ enum class Curvature : int32_t { gauss_newton, clipped, full };
 struct RegressionStatistics {
   enum : int64_t {
     log_scale,
-    loss,       // with the penalty
-    penalty,    // its part of `loss`
-    log_sum,    // log|sum u|
-    sum_sign,   // of sum u: -1, 0, 1
-    unit,       // u - unit b is the residual: scaled sum u, 1 (normalized), e^-shift (plain)
-    beta,       // the gradient's rows are du (row_weight c - beta)
-    square,     // |b|^2 (rescaled), |f|^2 (normalized), weighted by row_weight, or 0 (plain)
-    magnitude,  // sum row_weight (u^2 + unit^2 b^2): what rounding errors of the loss are relative to
-    spread,     // sum |u| / |sum u|: 1, or more where the u differ in sign
+    loss,           // with the penalty
+    penalty,        // its part of `loss`
+    log_sum,        // log|sum u|
+    sum_sign,       // of sum u: -1, 0, 1
+    unit,           // u - unit b is the residual: scaled sum u, 1 (normalized), e^-shift (plain)
+    beta,           // the gradient's rows are du (row_weight c - beta)
+    square,         // |b|^2 (rescaled), |f|^2 (normalized), weighted by row_weight, or 0 (plain)
+    magnitude,      // sum row_weight (u^2 + unit^2 b^2): what rounding errors of the loss are relative to
+    spread,         // sum |u| / |sum u|: 1, or more where the u differ in sign
     concentration,  // sum row_weight u^2 / (sum u)^2: 1 over the number of rows that count
-    largest,    // max |z|
+    largest,        // max |z|
     count
   };
 };
@@ -74,11 +74,11 @@ struct RegressionParameters {
   Input logits, direction, steps;         // [., n], [., n], [., K] float64
   Input saved_statistics, resident_rows;  // [., count] float64, [., count, n]
 
-  Output statistics;  // [., K, count] or [., count], float64
-  Output vector;      // [., d] float64: gradient or Hessian product, scaled as the loss is
-  Output products;    // [., n]: A v
-  Output row_values;  // [., count, n]
-  Output model;       // [., count] float64
+  Output statistics;                // [., K, count] or [., count], float64
+  Output vector;                    // [., d] float64: gradient or Hessian product, scaled as the loss is
+  Output products;                  // [., n]: A v
+  Output row_values;                // [., count, n]
+  Output model;                     // [., count] float64
   Output gradient, hessian, noise;  // [., d], [., d, d], [., d]
 
   void* workspace = nullptr;  // Program::workspace_bytes

@@ -20,7 +20,8 @@ struct Attention {
   using Settings = AttentionSettings;
   static constexpr size_t kPoint = 4, kExtra = 2, kOutputs = 3, kSaved = 3;
   static constexpr std::array<const char*, 4> names = {"RescaledAttentionBackward", "RescaledAttentionDoubleBackward",
-                                                       "RescaledAttentionJvpBackward", "RescaledAttentionThirdBackward"};
+                                                       "RescaledAttentionJvpBackward",
+                                                       "RescaledAttentionThirdBackward"};
 
   static variable_list backward(const Settings& settings, const variable_list& grads, const variable_list& point,
                                 const variable_list& extra, const variable_list& saved, const std::vector<bool>& need) {

@@ -12,7 +12,7 @@ namespace {
 #define POINT_ARGUMENTS A, b, x, row_weight, penalty_weight
 #define TANGENT_ARGUMENTS tangent_A, tangent_b, tangent_x, tangent_row_weight, tangent_penalty_weight
 #define POINT_LIST A, b, x, defined_or(row_weight), defined_or(penalty_weight)
-#define TANGENT_LIST                                                                                     \
+#define TANGENT_LIST                                                                                   \
   defined_or(tangent_A), defined_or(tangent_b), defined_or(tangent_x), defined_or(tangent_row_weight), \
       defined_or(tangent_penalty_weight)
 
@@ -29,8 +29,7 @@ std::array<bool, kCount> flags(const std::vector<bool>& need) {
 struct Regression {
   using Settings = RegressionSettings;
   static constexpr size_t kPoint = 5, kExtra = 0, kOutputs = 1, kSaved = 2;
-  static constexpr std::array<const char*, 4> names = {"RescaledRegressionBackward",
-                                                       "RescaledRegressionDoubleBackward",
+  static constexpr std::array<const char*, 4> names = {"RescaledRegressionBackward", "RescaledRegressionDoubleBackward",
                                                        "RescaledRegressionJvpBackward",
                                                        "RescaledRegressionThirdBackward"};
 
@@ -94,8 +93,8 @@ Tensor jvp_autograd(c10::DispatchKeySet keys, RESCALED_REGRESSION_TANGENTS, RESC
                                 RESCALED_THE_REGRESSION_SETTINGS);
   static const auto op = handle<RegressionJvp>("torch_rescaled::_regression_jvp");
   return record<Jvp>(RESCALED_THE_REGRESSION_SETTINGS, in, [&] {
-    return variable_list{op.redispatch(keys & c10::after_autograd_keyset, TANGENT_ARGUMENTS, POINT_ARGUMENTS, gradient,
-                                       kind, form)};
+    return variable_list{
+        op.redispatch(keys & c10::after_autograd_keyset, TANGENT_ARGUMENTS, POINT_ARGUMENTS, gradient, kind, form)};
   })[0];
 }
 

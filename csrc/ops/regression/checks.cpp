@@ -53,11 +53,8 @@ void check_batch_rank(const char* op, const std::vector<c10::SymInt>& full) {
 
 std::vector<c10::SymInt> leading_sizes(const RegressionPoint& x) {
   std::vector<c10::SymInt> full;
-  for (const auto& [t, suffix] : {std::pair<const Tensor&, int64_t>{x.A, 2},
-                                  {x.b, 1},
-                                  {x.x, 1},
-                                  {x.row_weight, 1},
-                                  {x.penalty_weight, 1}}) {
+  for (const auto& [t, suffix] :
+       {std::pair<const Tensor&, int64_t>{x.A, 2}, {x.b, 1}, {x.x, 1}, {x.row_weight, 1}, {x.penalty_weight, 1}}) {
     if (!t.defined()) continue;
     const int64_t rank = t.dim() - suffix, missing = rank - static_cast<int64_t>(full.size());
     if (missing > 0) full.insert(full.begin(), missing, c10::SymInt(1));
@@ -77,7 +74,8 @@ void check_regression(const char* op, const RegressionPoint& x, const Regression
     if (w.tensor.defined()) check_vector(op, x.A, w, "rows", n);
   const std::vector<c10::SymInt> full = leading_sizes(x);
   check_leading(op, "A", x.A, 2, full, list(full));
-  for (const Named& v : {Named{"b", x.b}, {"x", x.x}, {"row_weight", x.row_weight}, {"penalty_weight", x.penalty_weight}})
+  for (const Named& v :
+       {Named{"b", x.b}, {"x", x.x}, {"row_weight", x.row_weight}, {"penalty_weight", x.penalty_weight}})
     if (v.tensor.defined()) check_leading(op, v.name, v.tensor, 1, full, list(full));
   check_batch_rank(op, full);
 }
@@ -99,7 +97,8 @@ void check_direction(const char* op, const RegressionPoint& x, const Tensor& v) 
 void check_regression_point(const char* op, const RegressionPoint& x, const RegressionSettings& settings) {
   check_regression(op, x, settings);
   const int64_t rank = x.A.dim() - 2;
-  for (const Named& v : {Named{"b", x.b}, {"x", x.x}, {"row_weight", x.row_weight}, {"penalty_weight", x.penalty_weight}})
+  for (const Named& v :
+       {Named{"b", x.b}, {"x", x.x}, {"row_weight", x.row_weight}, {"penalty_weight", x.penalty_weight}})
     RESCALED_CHECK(VALUE, !v.tensor.defined() || v.tensor.dim() - 1 == rank, op, v.name, " with A's ", rank,
                    " leading dimensions, got ", shape(v.tensor));
 }

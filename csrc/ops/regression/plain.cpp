@@ -13,9 +13,7 @@ namespace rescaled::ops {
 namespace {
 
 Tensor times_vector(const Tensor& A, const Tensor& x) { return at::matmul(A, x.unsqueeze(-1)).squeeze(-1); }
-Tensor sum_of_rows(const Tensor& A, const Tensor& weights) {
-  return at::matmul(weights.unsqueeze(-2), A).squeeze(-2);
-}
+Tensor sum_of_rows(const Tensor& A, const Tensor& weights) { return at::matmul(weights.unsqueeze(-2), A).squeeze(-2); }
 Tensor reduced(const Tensor& gradient, const Tensor& like) {
   return gradient.defined() && like.defined() ? gradient.sum_to_size_symint(like.sym_sizes()).to(like.scalar_type())
                                               : Tensor();
@@ -157,8 +155,8 @@ RegressionDoubleBackward plain_regression_double_backward(const RegressionPoint&
   RegressionDoubleBackward out;
   if (const Tensor tangent = along(g, t); need[0] && tangent.defined()) out.tangent_loss = full_sized(tangent, x);
   if (!grad_loss.defined()) return out;
-  const Rows h = at.restored(row_gradient_tangent(at.rows, at.values, t, settings),
-                             penalty_gradient_tangent(at.rows, t));
+  const Rows h =
+      at.restored(row_gradient_tangent(at.rows, at.values, t, settings), penalty_gradient_tangent(at.rows, t));
   const Tensor grad = grad_loss.unsqueeze(-1), turned = product(grad, h.logits), plain = grad * g.logits;
   RegressionPoint& d = out.gradients;
   const std::vector<c10::SymInt> full = leading_sizes(x);

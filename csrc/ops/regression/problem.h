@@ -37,20 +37,19 @@ struct RegressionPoint {
 };
 
 // The parameter lists of the schemas in ../library.cpp.
-#define RESCALED_REGRESSION                                                                          \
-  const Tensor &A, const Tensor &b, const Tensor &x, const MaybeTensor &row_weight, \
-      const MaybeTensor &penalty_weight
+#define RESCALED_REGRESSION \
+  const Tensor &A, const Tensor &b, const Tensor &x, const MaybeTensor &row_weight, const MaybeTensor &penalty_weight
 #define RESCALED_REGRESSION_SETTINGS c10::string_view kind, c10::string_view form
-#define RESCALED_REGRESSION_TANGENTS                                                                       \
-  const MaybeTensor &tangent_A, const MaybeTensor &tangent_b, const MaybeTensor &tangent_x,                \
+#define RESCALED_REGRESSION_TANGENTS                                                        \
+  const MaybeTensor &tangent_A, const MaybeTensor &tangent_b, const MaybeTensor &tangent_x, \
       const MaybeTensor &tangent_row_weight, const MaybeTensor &tangent_penalty_weight
 #define RESCALED_TARGET const Tensor &b, const MaybeTensor &row_weight, const MaybeTensor &penalty_weight
 #define RESCALED_THE_REGRESSION \
   RegressionPoint { A, b, x, defined_or(row_weight), defined_or(penalty_weight) }
-#define RESCALED_THE_REGRESSION_TANGENTS                                                            \
-  RegressionPoint {                                                                                 \
+#define RESCALED_THE_REGRESSION_TANGENTS                                                                 \
+  RegressionPoint {                                                                                      \
     defined_or(tangent_A), defined_or(tangent_b), defined_or(tangent_x), defined_or(tangent_row_weight), \
-        defined_or(tangent_penalty_weight)                                                          \
+        defined_or(tangent_penalty_weight)                                                               \
   }
 #define RESCALED_THE_REGRESSION_SETTINGS \
   RegressionSettings { std::string(kind), std::string(form) }

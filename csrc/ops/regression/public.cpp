@@ -48,8 +48,8 @@ Four regression_evaluate_public(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTING
     std::tie(statistics, gradient) = regression_evaluate(point, settings);
     hessian = at::empty_symint(sized(0, 0), b.options());
   } else {
-    // Two reads and one product of d x d: the full and the clipped Hessian need the row sum before they weigh a row, and
-    // three products in one read would take longer from d = 16 on.
+    // Two reads and one product of d x d: the full and the clipped Hessian need the row sum before they weigh a row,
+    // and three products in one read would take longer from d = 16 on.
     std::vector<c10::SymInt> sizes = full;
     sizes.push_back(A.sym_size(-2));
     const Tensor logits = regression_matvec(point.A, point.x).expand_symint(sizes);

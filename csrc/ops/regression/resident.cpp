@@ -21,7 +21,8 @@ using Three = std::tuple<Tensor, Tensor, Tensor>;
 using MatvecSignature = Tensor(const Tensor& A, const Tensor& v);
 using StatisticsSignature = Tensor(const Tensor& logits, const MaybeTensor& direction, const MaybeTensor& steps,
                                    RESCALED_TARGET, RESCALED_REGRESSION_SETTINGS);
-using RowsSignature = Tensor(const Tensor& logits, const Tensor& statistics, RESCALED_TARGET, RESCALED_REGRESSION_SETTINGS);
+using RowsSignature = Tensor(const Tensor& logits, const Tensor& statistics, RESCALED_TARGET,
+                             RESCALED_REGRESSION_SETTINGS);
 using ModelSignature = Tensor(const Tensor& rows, const Tensor& direction);
 using CurvatureSignature = Three(const Tensor& A, const Tensor& rows, const Tensor& statistics,
                                  c10::string_view curvature);
@@ -47,11 +48,12 @@ Tensor statistics_at(const Rows& r, const RegressionSettings& settings) {
   const Tensor magnitude = (r.row_weight.defined() ? r.row_weight * squares : squares).sum(-1, true);
   const Tensor total = v.u.sum(-1, true);
   const Tensor largest = r.logits.sym_size(-1) == 0 ? at::zeros_like(loss) : r.logits.abs().amax(-1, true);
-  return at::stack({2 * v.shift, loss + penalty_part, penalty_part, v.sum_shift + v.sum.abs().log(), v.sum.sign(),
-                    v.unit, v.beta, square, magnitude, v.u.abs().sum(-1, true) / total.abs(),
-                    (r.row_weight.defined() ? r.row_weight * v.u.square() : v.u.square()).sum(-1, true) / total.square(),
-                    largest},
-                   -1)
+  return at::stack(
+             {2 * v.shift, loss + penalty_part, penalty_part, v.sum_shift + v.sum.abs().log(), v.sum.sign(), v.unit,
+              v.beta, square, magnitude, v.u.abs().sum(-1, true) / total.abs(),
+              (r.row_weight.defined() ? r.row_weight * v.u.square() : v.u.square()).sum(-1, true) / total.square(),
+              largest},
+             -1)
       .squeeze(-2);
 }
 
@@ -104,8 +106,8 @@ Three curvature(const Tensor& A, const Tensor& rows, const Tensor& statistics, c
     diagonal = diagonal + (curvature == "clipped" ? rest.clamp_min(0) : rest);
     if (curvature == "full") q = q + row(rows, RegressionRows::q_rest);
   }
-  const Tensor sides = at::matmul(
-      at::stack({row(rows, RegressionRows::gradient), row(rows, RegressionRows::p), q}, -2), a);  // [*, 3, d]
+  const Tensor sides = at::matmul(at::stack({row(rows, RegressionRows::gradient), row(rows, RegressionRows::p), q}, -2),
+                                  a);  // [*, 3, d]
   const Tensor p = sides.select(-2, 1).unsqueeze(-1), qa = sides.select(-2, 2).unsqueeze(-1);
   const Tensor square = at_column(statistics, RegressionStatistics::square).unsqueeze(-1).to(type);
   const Tensor cross = at::matmul(p, qa.mT()), gram = at::matmul(a.mT(), diagonal.unsqueeze(-1) * a);

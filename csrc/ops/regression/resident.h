@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What a Newton iteration does, with the logits z = A x and the direction's t = A s resident: two reads of A (curvature,
-// matvec), and passes over vectors of n numbers. Operators of the dispatcher; the solver is made of them.
+// What a Newton iteration does, with the logits z = A x and the direction's t = A s resident: two reads of A
+// (curvature, matvec), and passes over vectors of n numbers. Operators of the dispatcher; the solver is made of them.
 //
 // A [*L, n, d]; logits, direction, b, row_weight, penalty_weight [*L, n] in A's arithmetic type.
 #pragma once
@@ -14,8 +14,8 @@ Tensor regression_matvec(const Tensor& A, const Tensor& v);
 
 // The numbers of a point (RegressionStatistics), float64, at z + steps[k] t for every k: [*L, K, count]; at z alone (no
 // direction, no steps) with K = 1.
-Tensor regression_statistics(const Tensor& logits, const Tensor& direction, const Tensor& steps,
-                             const RegressionPoint&, const RegressionSettings&);
+Tensor regression_statistics(const Tensor& logits, const Tensor& direction, const Tensor& steps, const RegressionPoint&,
+                             const RegressionSettings&);
 
 // The vectors of a point (RegressionRows), [*L, count, n]; `statistics` [*L, count] are its numbers.
 Tensor regression_rows(const Tensor& logits, const Tensor& statistics, const RegressionPoint&,

@@ -4,8 +4,8 @@
 
 namespace rescaled {
 
-#define RESCALED_DECLARE(isa)                                    \
-  namespace isa {                                                \
+#define RESCALED_DECLARE(isa)                                             \
+  namespace isa {                                                         \
   AttentionProgram attention_forward(const AttentionParameters&);         \
   AttentionProgram attention_jvp(const AttentionParameters&);             \
   AttentionProgram attention_backward(const AttentionParameters&);        \

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Gradient, Hessian and the gradient's rounding errors from the vectors of a point, in one read of A: the lower triangle
-// of A^T diag(D) A by register tiles, the rest by sums of rows of the same block.
+// Gradient, Hessian and the gradient's rounding errors from the vectors of a point, in one read of A: the lower
+// triangle of A^T diag(D) A by register tiles, the rest by sums of rows of the same block.
 #include "../../cpu/tile.h"
 #include "pass.h"
 
 namespace rescaled::RESCALED_ISA {
 namespace {
 
-constexpr int64_t kGramRows = 128;       // a panel of 3 vectors, 12 KB, and the lines of A it meets stay in the first-level cache
-constexpr int64_t kFlushBlocks = 16;     // blocks after which sums in T are added to those in double
-constexpr int64_t kPanelsPerGroup = 8;   // of one task; more are shared out, each group reading A again, d / 24 times the work
-constexpr int kSides = 4;                // A^T gradient, A^T p, A^T q, noise
+constexpr int64_t kGramRows =
+    128;  // a panel of 3 vectors, 12 KB, and the lines of A it meets stay in the first-level cache
+constexpr int64_t kFlushBlocks = 16;  // blocks after which sums in T are added to those in double
+constexpr int64_t kPanelsPerGroup =
+    8;                     // of one task; more are shared out, each group reading A again, d / 24 times the work
+constexpr int kSides = 4;  // A^T gradient, A^T p, A^T q, noise
 template <class T>
 inline constexpr int64_t kPanelLanes = kTileVectors * kLanes<T>;
 
@@ -103,8 +105,9 @@ static void gram_task(const RegressionParameters& p, int64_t task, const GramPar
   const int64_t group = task % tasks.groups, part = task / tasks.groups, batch = part / tasks.chunks,
                 begin = part % tasks.chunks * tasks.rows,
                 end = begin + tasks.rows < p.rows ? begin + tasks.rows : p.rows;
-  const int64_t first_panel = group * kPanelsPerGroup,
-                last_panel = first_panel + kPanelsPerGroup < tasks.panels ? first_panel + kPanelsPerGroup : tasks.panels;
+  const int64_t first_panel = group * kPanelsPerGroup, last_panel = first_panel + kPanelsPerGroup < tasks.panels
+                                                                        ? first_panel + kPanelsPerGroup
+                                                                        : tasks.panels;
   const int64_t panel_size = tasks.padded * kPanelLanes<T>, gram_size = (last_panel - first_panel) * panel_size;
   double* const gram = parts.gram + (part * tasks.panels + first_panel) * panel_size;
   double* const sides = parts.sides + part * kSides * p.columns;

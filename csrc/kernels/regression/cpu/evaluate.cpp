@@ -148,8 +148,7 @@ RESCALED_INLINE double product_at(const RegressionParameters& p, const Sums& s, 
                                   int64_t j) {
   const double curved = (h[0][j] - t.offset * h[1][j] - t.inner * h[2][j]) / t.factor;
   const double plain = h[5][j], target = h[4][j], lead = h[3][j] - t.offset * target;  // A^T du row_weight c
-  if (p.form == Form::rescaled)
-    return curved - plain * s.q_target - target * s.p + t.square * plain * s.p;
+  if (p.form == Form::rescaled) return curved - plain * s.q_target - target * s.p + t.square * plain * s.p;
   const double lead_t = s.q_lead - t.offset * s.q_target;
   const bool full = p.curvature == Curvature::full;  // u + c = 2 c + unit b, u = c + unit b
   const double c = full ? 2 : 1, inner = full ? t.inner : 0;

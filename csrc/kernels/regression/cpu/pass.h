@@ -64,13 +64,11 @@ RESCALED_INLINE bool reads_in_place(const RegressionParameters& p) {
 }
 template <class T>
 static void pack_block(InputView m, Block b, int64_t columns, int64_t ld, T* to) {
-  for (int64_t r = 0; r < b.count; ++r)
-    pack_rows<T>(from_row(m, b.row(r)), 1, columns, T(1), to + r * ld, 1, ld);
+  for (int64_t r = 0; r < b.count; ++r) pack_rows<T>(from_row(m, b.row(r)), 1, columns, T(1), to + r * ld, 1, ld);
 }
 template <class T>
 RESCALED_INLINE BlockRows<T> block_of(const RegressionParameters& p, InputView m, Block b, T* scratch) {
-  if (reads_in_place<T>(p))
-    return {static_cast<const T*>(from_row(m, b.first).data), b.step * m.row, b.apart * m.row};
+  if (reads_in_place<T>(p)) return {static_cast<const T*>(from_row(m, b.first).data), b.step * m.row, b.apart * m.row};
   pack_block<T>(m, b, p.columns, p.columns, scratch);
   return {scratch, kStreams * p.columns, p.columns};
 }
@@ -124,8 +122,8 @@ static void products_of_rows(BlockRows<T> a, int64_t rows, int64_t padded, int64
   }
 }
 
-// acc[k][j] += sum over rows of coefficients[k][row] a[row][j], for kColumns vectors of columns; with kTail the last has
-// `left` columns. While it goes, the cache lines `ahead` of the rows' first `bytes` are asked for.
+// acc[k][j] += sum over rows of coefficients[k][row] a[row][j], for kColumns vectors of columns; with kTail the last
+// has `left` columns. While it goes, the cache lines `ahead` of the rows' first `bytes` are asked for.
 template <class T, int kCount, int kColumns, bool kTail>
 static __attribute__((noinline)) void add_columns(BlockRows<T> a, int64_t rows, int64_t left, const T* coefficients,
                                                   T* acc, int64_t ld, int64_t ahead, int64_t bytes) {
@@ -151,7 +149,8 @@ static __attribute__((noinline)) void add_columns(BlockRows<T> a, int64_t rows, 
       store(acc + k * ld + c * kLanes<T>, sum[k][c]);
 }
 
-// `ahead`: where the next block is in memory, in bytes from this one; 0: unknown. acc: [kCount][ld], ld a multiple of the lanes.
+// `ahead`: where the next block is in memory, in bytes from this one; 0: unknown. acc: [kCount][ld], ld a multiple of
+// the lanes.
 template <class T, int kCount>
 static void add_weighted_rows(BlockRows<T> a, int64_t rows, int64_t columns, const T* coefficients, T* acc, int64_t ld,
                               int64_t ahead) {
@@ -164,7 +163,7 @@ static void add_weighted_rows(BlockRows<T> a, int64_t rows, int64_t columns, con
   int64_t bytes = ahead != 0 ? columns * static_cast<int64_t>(sizeof(T)) : 0;
   const auto add = [&](auto count, auto tail, int64_t left) {
     add_columns<T, kCount, decltype(count)::value, decltype(tail)::value>(a, rows, left, coefficients, acc, ld, ahead,
-                                                                           bytes);
+                                                                          bytes);
     bytes = 0;
     a.data += decltype(count)::value * kLanes<T>, acc += decltype(count)::value * kLanes<T>;
   };

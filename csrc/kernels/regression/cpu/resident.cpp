@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Passes over vectors of n numbers, and A v: what a Newton iteration does beside its curvature. The vectors' arithmetic
-// is float64 for every type: it costs little beside a read of A, and a line search compares losses to their last digits.
+// is float64 for every type: it costs little beside a read of A, and a line search compares losses to their last
+// digits.
 #include "pass.h"
 
 namespace rescaled::RESCALED_ISA {
@@ -43,8 +44,7 @@ static void matvec_run(const RegressionParameters& p, int64_t begin, int64_t end
 // Calls f(block) for contiguous blocks of rows: vectors alone are read in one stream.
 template <class Function>
 RESCALED_INLINE void for_rows(int64_t begin, int64_t end, Function f) {
-  for (int64_t i = begin; i < end; i += kMostRows)
-    f(Block{i, end - i < kMostRows ? end - i : kMostRows, kStreams, 1});
+  for (int64_t i = begin; i < end; i += kMostRows) f(Block{i, end - i < kMostRows ? end - i : kMostRows, kStreams, 1});
 }
 
 // logits + step direction, for the rows of a block; beyond the last row it is repeated.
@@ -93,7 +93,8 @@ static void statistics_finish(const RegressionParameters& p, int64_t begin, int6
   for (int64_t task = begin; task < end; ++task) {
     Sums* const of = parts.sums + task * chunks;
     double exponent = of[0].exponent;
-    for (int64_t chunk = 1; chunk < chunks; ++chunk) exponent = of[chunk].exponent > exponent ? of[chunk].exponent : exponent;
+    for (int64_t chunk = 1; chunk < chunks; ++chunk)
+      exponent = of[chunk].exponent > exponent ? of[chunk].exponent : exponent;
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       of[chunk].rescale(exponent);
       if (chunk == 0) continue;
@@ -142,12 +143,14 @@ static void rows_run(const RegressionParameters& p, int64_t begin, int64_t end, 
       load_logits(p, batch, 0, block, padded, r);
       load_targets<double>(in, block, padded, r);
       fill_units(p, s, rows, padded, r);
-      const auto put = [&](int64_t row, int64_t i, double x) { to[row * out.row + block.first + i] = static_cast<T>(x); };
+      const auto put = [&](int64_t row, int64_t i, double x) {
+        to[row * out.row + block.first + i] = static_cast<T>(x);
+      };
       for (int64_t i = 0; i < rows; ++i) {
         const double u = r.u[i], du = r.du[i], w = r.row_weight[i], aim = unit * r.b[i], inner = w * (u - aim) - beta;
         const double weight = p.penalty_weight ? r.penalty_weight[i] * r.penalty_weight[i] * unscaled : 0;
-        const double noise = std::fabs(du) * (w * (std::fabs(u) + std::fabs(aim)) + std::fabs(beta)) +
-                             weight * std::fabs(r.z[i]);
+        const double noise =
+            std::fabs(du) * (w * (std::fabs(u) + std::fabs(aim)) + std::fabs(beta)) + weight * std::fabs(r.z[i]);
         put(Row::gradient, i, du * inner + weight * r.z[i]);
         put(Row::diagonal, i, w * du * du + weight);
         put(Row::diagonal_rest, i, u * inner);

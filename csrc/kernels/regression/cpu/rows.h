@@ -25,7 +25,7 @@ template <class T>
 struct RowBlock {
   // [kMostRows]; beyond the last row b, the weights, u and du are zero, z and t repeat it.
   T *z, *t, *b, *row_weight, *penalty_weight, *u, *du;
-  T* coefficients;                                      // [kMostVectors][kMostRows]
+  T* coefficients;  // [kMostVectors][kMostRows]
   static constexpr int kMostVectors = 7;
   explicit RowBlock(Arena& arena) {
     for (T** to : {&z, &t, &b, &row_weight, &penalty_weight, &u, &du}) *to = arena.take<T>(kMostRows);
@@ -152,8 +152,7 @@ static void add_rows(const RegressionParameters& p, int64_t padded, RowBlock<T>&
         target_square += wb * b;
     if constexpr (kVectors == Vectors::gradient || kVectors == Vectors::plain_gradient)
       store(r.coefficient(0) + i, du * e);
-    if constexpr (kVectors == Vectors::gradient)
-      store(r.coefficient(1) + i, du * wb), store(r.coefficient(2) + i, du);
+    if constexpr (kVectors == Vectors::gradient) store(r.coefficient(1) + i, du * wb), store(r.coefficient(2) + i, du);
     if constexpr (product) {
       const Vec<T> t = load(r.t + i), curved = w * du * du;
       store(r.coefficient(0) + i, (full ? curved + u * e : curved) * t);

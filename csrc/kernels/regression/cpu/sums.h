@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // What one pass over rows adds up, and what it makes of the sums: docs/math.md (7). Everything is scaled by a power of
-// two that grows with the largest row seen, so that nothing overflows and a change of scale rounds nothing; and centered
-// by a predicted unit, so that nothing cancels near the solution.
+// two that grows with the largest row seen, so that nothing overflows and a change of scale rounds nothing; and
+// centered by a predicted unit, so that nothing cancels near the solution.
 #pragma once
 #include <cmath>
 
@@ -26,11 +26,11 @@ RESCALED_INLINE double scaled(double x, Degree degree, double factor) {
 struct Sums {
   bool empty = true;
   double exponent = 0, largest = 0, center = 0;
-  double u = 0, absolute = 0;             // sums of u, |u|
-  double target = 0, residual = 0;        // <e, b>, <e, u - center b>
-  double square = 0, target_square = 0;   // sums of row_weight u^2, row_weight b^2
-  double penalty = 0;                     // sum of (penalty_weight z)^2
-  double p = 0, q_lead = 0, q_target = 0; // along t: <du, t>, <du e, t>, <du row_weight b, t>
+  double u = 0, absolute = 0;              // sums of u, |u|
+  double target = 0, residual = 0;         // <e, b>, <e, u - center b>
+  double square = 0, target_square = 0;    // sums of row_weight u^2, row_weight b^2
+  double penalty = 0;                      // sum of (penalty_weight z)^2
+  double p = 0, q_lead = 0, q_target = 0;  // along t: <du, t>, <du e, t>, <du row_weight b, t>
 
   void rescale(double to) {
     const double f = power_of_two(exponent - to), g = f * f;
@@ -57,7 +57,7 @@ enum class Vectors {
   plain_product    // (row_weight du^2 + u e) t
 };
 template <Vectors kVectors>
-inline constexpr int kVectorCount = kVectors == Vectors::none      ? 0
+inline constexpr int kVectorCount = kVectors == Vectors::none       ? 0
                                     : kVectors == Vectors::gradient ? 3
                                     : kVectors == Vectors::product  ? 6
                                                                     : 1;
@@ -92,7 +92,8 @@ RESCALED_INLINE void recenter_vectors(double by, double* const* vectors, int64_t
 // What the sums of all rows say, by the form.
 struct Totals {
   double unit, offset;  // of the residual; unit - center
-  double residual, beta, inner;  // <c, row_weight c>; of the gradient's rows; beta in units of u (normalized: alpha beta)
+  double residual, beta,
+      inner;  // <c, row_weight c>; of the gradient's rows; beta in units of u (normalized: alpha beta)
   double square;
   double factor;  // by which quadratic sums are divided: sum u squared if normalized
 };
