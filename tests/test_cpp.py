@@ -53,6 +53,12 @@ def test_derivatives_and_options(programs: Path) -> None:
     assert all(line.startswith("ok: ") for line in lines)
 
 
+def test_a_regression_is_solved_and_differentiated(programs: Path) -> None:
+    lines = must_run(programs / "regression").splitlines()
+    assert re.fullmatch(r"status [1-4], \d+ reads of A, largest error \S+", lines[0])
+    assert lines[1].startswith("derivative of x[0] along truth[0]: 1.000000")
+
+
 def test_training_with_a_gradient_penalty(programs: Path) -> None:
     def train(penalty: float) -> tuple[list[float], list[float]]:
         lines = must_run(programs / "train", 60, penalty).splitlines()

@@ -4,6 +4,8 @@
 import dataclasses
 import importlib
 import importlib.util
+import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -17,6 +19,7 @@ from language_model import corpus as corpus_module
 from language_model.corpus import is_held_out, read_standard_library
 from language_model.model import LanguageModel, ModelSettings
 
+ROOT = Path(__file__).resolve().parents[1]
 TINY = ModelSettings(width=8, depth=1, heads=2, context=16)
 TINY_RUN = [
     "--steps=6",
@@ -176,3 +179,28 @@ def test_a_layer_is_distilled(kind, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(variant in printed for variant in distil_layer.VARIANTS) and "nan" not in printed
     assert (tmp_path / "distil_layer.png").read_bytes().startswith(b"\x89PNG")
+
+
+def run_example(name, *arguments):
+    command = [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_regression_agrees_with_statsmodels(tmp_path):
+    pytest.importorskip("statsmodels")
+    pytest.importorskip("sklearn")
+    out = run_example("regression.py", "--picture", tmp_path / "r.png")
+    differences = dict(re.findall(r"  ([\w ]+): \S+ s, coefficients differ by at most (\S+)", out))
+    assert float(differences["statsmodels GLM"]) <= 1e-8 and float(differences["scipy least_squares"]) <= 1e-7
+    assert "converged" in out and (tmp_path / "r.png").stat().st_size > 10_000
+
+
+def test_in_context_learning_identities_and_bounds(tmp_path):
+    out = run_example("in_context_learning.py", "--samples", 300, "--steps", 12, "--picture", tmp_path / "i.png")
+    assert all(float(error) <= 1e-14 for error in re.findall(r"identities hold to (\S+);", out))
+    assert all(int(share) <= 100 for share in re.findall(r"reach (\d+)% of their bound", out))
+    low, high = map(float, re.search(r"eigenvalues from (\S+) to (\S+),", out).groups())
+    assert low >= -0.2404 and high <= 0.3081
+    assert (tmp_path / "i.png").stat().st_size > 10_000

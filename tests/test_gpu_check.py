@@ -96,7 +96,16 @@ def test_the_build_reads_the_record(runs, expected, tmp_path):
     (tmp_path / "cmake").mkdir()
     (tmp_path / "tests").mkdir()
     (tmp_path / "csrc" / "kernels").mkdir(parents=True)
-    for name in ("element.h", "host_device.h", "phi.h", "random.h", "attention/parameters.h", "attention/view.h"):
+    for name in (
+        "element.h",
+        "host_device.h",
+        "matrices.h",
+        "phi.h",
+        "program.h",
+        "random.h",
+        "attention/parameters.h",
+        "attention/view.h",
+    ):
         file = tmp_path / "csrc" / "kernels" / name
         file.parent.mkdir(exist_ok=True)
         file.write_text("")

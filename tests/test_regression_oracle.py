@@ -140,16 +140,10 @@ def test_hessian_and_products(kind, form, curvature):
     tensors = oracle.problem(60, 7, (2,), weights=True)
     v = torch.randn(2, 7, dtype=torch.float64)
     log_loss, gradient, hessian, log_scale = call(regression_evaluate, tensors, kind=kind, form=form, curvature=curvature)
+    product = call(lambda A, b, x, **k: regression_hvp(A, b, x, v, **k), tensors, kind=kind, form=form, curvature=curvature)
     for i in range(2):
-        A, b, x, w, p = (t[i] for t in tensors)
-        full = torch.autograd.functional.hessian(lambda x: oracle.loss(A, b, x, w, p, kind=kind, form=form), x)
-
-        def residual(x):
-            u = {"exp": torch.exp, "cosh": torch.cosh, "sinh": torch.sinh}[kind](A @ x)
-            c = {"rescaled": u - u.sum() * b, "normalized": u / u.sum() - b, "plain": u - b}[form]
-            return torch.cat([w.sqrt() * c, p * (A @ x)])
-
-        J = torch.autograd.functional.jacobian(residual, x)
+        point = [t[i] for t in tensors]
+        value, full, J, residual = definition_at(point, kind, form)
         ours = hessian[i] * log_scale[i].exp()
         if curvature == "full":
             torch.testing.assert_close(ours, full, rtol=1e-9, atol=1e-12)
@@ -158,10 +152,25 @@ def test_hessian_and_products(kind, form, curvature):
         if curvature == "clipped":
             more = ours - J.T @ J  # A^T diag(positive) A
             assert torch.linalg.eigvalsh(more).min() > -1e-9 * ours.abs().max()
-        product = call(lambda A, b, x, **k: regression_hvp(A, b, x, v, **k), tensors, kind=kind, form=form, curvature=curvature)
         torch.testing.assert_close(product[i], ours @ v[i], rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(gradient[i] * log_scale[i].exp(), J.T @ residual(x), rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(log_loss[i].exp(), oracle.loss(A, b, x, w, p, kind=kind, form=form))
+        torch.testing.assert_close(gradient[i] * log_scale[i].exp(), J.T @ residual, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(log_loss[i].exp(), value)
+
+
+def definition_at(point, kind, form):
+    """Loss, Hessian, and Jacobian and value of the residual (with the penalty's) whose squares the loss adds up."""
+    A, b, x, w, p = point
+
+    def residual(x):
+        u = {"exp": torch.exp, "cosh": torch.cosh, "sinh": torch.sinh}[kind](A @ x)
+        c = {"rescaled": u - u.sum() * b, "normalized": u / u.sum() - b, "plain": u - b}[form]
+        return torch.cat([w.sqrt() * c, p * (A @ x)])
+
+    def loss(x):
+        return oracle.loss(A, b, x, w, p, kind=kind, form=form)
+
+    functional = torch.autograd.functional
+    return loss(x), functional.hessian(loss, x), functional.jacobian(residual, x), residual(x)
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float64, 600.0), (torch.float32, 300.0)], ids=dtype_name)

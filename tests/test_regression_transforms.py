@@ -12,6 +12,7 @@ from oracle_regression import FORMS, KINDS
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.library import opcheck
+from torch.utils.flop_counter import FlopCounterMode
 
 import torch_rescaled
 from torch_rescaled import newton_step, regression_evaluate, regression_hvp, regression_loss
@@ -180,8 +181,20 @@ def test_not_differentiable_says_so():
     A, b, x = (t.detach() for t in leaves(weights=False))
     x.requires_grad_()
     for value in (regression_evaluate(A, b, x)[0], regression_hvp(A, b, x, x)):
-        with pytest.raises(RuntimeError, match="torch_rescaled::_regression_(evaluate|product)"):
+        with pytest.raises(RuntimeError, match=r"torch_rescaled::_regression_(evaluate|product)"):
             value.sum().backward()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_is_lost_in_a_flop_count(form):
+    A, b, x = (t.detach() for t in leaves(n=50, d=4, weights=False))
+    x.requires_grad_()
+    count = {"plain": (4, 6)}.get(form, (8, 16))
+    with FlopCounterMode(display=False) as counter:
+        (g,) = torch.autograd.grad(regression_loss(A, b, x, form=form), x, create_graph=True)
+        assert counter.get_total_flops() == count[0] * 50 * 4
+        torch.autograd.grad(g.sum(), x)
+    assert counter.get_total_flops() == sum(count) * 50 * 4
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -83,7 +83,7 @@ def test_without_noise_the_planted_solution_is_found(kind, dtype):
 
 
 def test_a_half_precision_matrix():
-    A, b, x = planted("exp", noise=0.0, dtype=torch.float32)
+    A, b, _ = planted("exp", noise=0.0, dtype=torch.float32)
     solution = solve(Regression(A.bfloat16(), b, form="normalized")).raise_for_status()
     exact = solve(Regression(A.bfloat16().float(), b, form="normalized"))
     torch.testing.assert_close(solution.x, exact.x, rtol=1e-4, atol=1e-4)
@@ -196,10 +196,13 @@ def test_logits_that_run_off_to_zero_are_told():
     assert solution.status in (Status.VANISHING, Status.SINGULAR_SUM, Status.STALLED)
 
 
+SPOILS = ["", "nan in A", "inf in A", "nan in b", "zero column", "duplicate rows", "zero b", "negative b", "nan in x0"]
+
+
 @hypothesis.settings(max_examples=60)
 @hypothesis.given(
     n=st.integers(0, 12), d=st.integers(0, 6), kind=st.sampled_from(KINDS), form=st.sampled_from(FORMS),
-    spoil=st.sampled_from(["", "nan in A", "inf in A", "nan in b", "zero column", "duplicate rows", "zero b", "negative b", "nan in x0"]),
+    spoil=st.sampled_from(SPOILS),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )  # fmt: skip
 def test_any_data_gives_a_status(n, d, kind, form, spoil, dtype):

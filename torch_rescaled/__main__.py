@@ -51,6 +51,16 @@ def self_check(kind: str, dtype: torch.dtype) -> dict[str, float]:
     return {name: float((a.double() - b).abs().max() / b.abs().max()) for name, a, b in pairs}
 
 
+def solver_check(kind: str) -> float:
+    """How far the solver ends from coefficients that fit without a residual; of cosh up to their sign."""
+    generator = torch.Generator().manual_seed(0)
+    A = torch.rand(300, 4, generator=generator, dtype=torch.float64) - 0.4
+    x = torch.tensor([0.5, -0.25, 0.75, 1.0], dtype=torch.float64)
+    b = {"exp": torch.exp, "cosh": torch.cosh, "sinh": torch.sinh}[kind](A @ x)
+    found = torch_rescaled.solve(torch_rescaled.Regression(A, b, kind=kind, form="plain")).x
+    return float(torch.minimum((found - x).abs().max(), (found + x).abs().max() if kind == "cosh" else x.new_tensor(torch.inf)))
+
+
 def facts() -> dict[str, str]:
     """What was built, and what the CUDA part of it finds: devices, and for each whether the kernels are verified on it."""
     lines: str = torch.ops.torch_rescaled.build_info(True)
@@ -73,6 +83,10 @@ def main() -> int:
             good = good and passed
             cells = "  ".join(f"{name} {error:.0e}" for name, error in errors.items())
             print(f"  {str(dtype).removeprefix('torch.')} {kind:7}{cells}{'' if passed else '  FAILED'}")
+    for kind in ("exp", "cosh", "sinh"):
+        error = solver_check(kind)
+        good = good and error <= 1e-9
+        print(f"  solver  {kind:7}largest error {error:.0e}{'' if error <= 1e-9 else '  FAILED'}")
     print(f"{'ok' if good else 'FAILED'} ({time.perf_counter() - start:.1f} s)")
     return 0 if good else 1
 

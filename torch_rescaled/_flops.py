@@ -92,3 +92,52 @@ def _double_backward(
     if grad_output is not None:
         depth += values * (1 + (tv is not None) + need[5])
     return int(first + _pairs(query, key, value) * depth)
+
+
+def _elements(A: Shape, *vectors: Shape | None) -> int:
+    """Numbers of A read: n d for every problem of the broadcast batch."""
+    count = A[-1] * A[-2]
+    batches = [A[:-2], *(v[:-1] for v in vectors if v is not None)]
+    for sizes in zip(*batches, strict=True):
+        count *= 0 if 0 in sizes else max(sizes)
+    return int(count)
+
+
+# Regressions: 2 operations a number of A for each product of its rows, and for each sum of them.
+@register_flop_formula([_OPS._regression_forward, _OPS._regression_evaluate])
+def _regression_forward(A: Shape, b: Shape, x: Shape, *rest: Any, **_: Any) -> int:
+    return _elements(A, b, x) * 2 * (2 if "plain" in rest else 4)
+
+
+@register_flop_formula(_OPS._regression_product)
+def _regression_product(A: Shape, b: Shape, x: Shape, *rest: Any, **_: Any) -> int:
+    return _elements(A, b, x) * 2 * (3 if "plain" in rest else 8)
+
+
+@register_flop_formula(_OPS._regression_backward)
+def _regression_backward(grad: Shape | None, A: Shape, b: Shape, x: Shape, *rest: Any, **_: Any) -> int:
+    need = rest[-1]
+    others = need[0] or need[1] or need[3] or need[4]  # need the logits
+    return int(_elements(A, b, x) * (2 * others + need[0]))
+
+
+@register_flop_formula(_OPS._regression_double_backward)
+def _regression_double_backward(tA: Shape | None, tb: Shape | None, tx: Shape | None, trw: Any, tpw: Any, grad: Any, A: Shape,
+                                b: Shape, x: Shape, *rest: Any, **_: Any) -> int:  # fmt: skip
+    need = rest[-1]
+    only_x = tx is not None and tA is None and tb is None and trw is None and tpw is None
+    count: int = _regression_product(A, b, x, *rest[:-1]) if only_x and need[3] else 0
+    if not only_x or need[1] or need[2] or need[4] or need[5]:
+        count += _elements(A, b, x) * 2 * (1 + (tA is not None) + (tx is not None) + (need[3] and not only_x) + need[1])
+    return count
+
+
+@register_flop_formula(_OPS._regression_matvec)
+def _regression_matvec(A: Shape, v: Shape, *_: Any, **__: Any) -> int:
+    return 2 * _elements(A, v)
+
+
+@register_flop_formula(_OPS._regression_curvature)
+def _regression_curvature(A: Shape, *_: Any, **__: Any) -> int:
+    """Half of A^T D A, and four sums of rows."""
+    return _elements(A) * (A[-1] + 8)

@@ -103,7 +103,8 @@ class Solution:
     state: Tensor
     problem: Regression
 
-    #: Names of the history's columns. ``gradient``: largest entry over what it is computed from (1 far away, eps at best);
+    #: Names of the history's columns. ``gradient``: largest entry over the root of the sum of squares of its terms (eps at
+    #: best);
     #: ``step``: largest change of a logit; ``form``: 0 rescaled, 1 normalized, 2 plain.
     columns = _HISTORY
 
@@ -141,20 +142,11 @@ class Solution:
         Returns:
             The matplotlib axes.
         """
-        from matplotlib import pyplot
-
         if self.history.dim() != 2:
             raise ValueError(f"torch_rescaled::Solution.plot: expected a single problem, got a batch of {len(self.statuses)}")
-        axes = pyplot.subplots()[1] if axes is None else axes
-        column = {name: self.history[:, i] for i, name in enumerate(_HISTORY)}
-        last = column["form"] == column["form"][-1] if len(self.history) else column["form"] == 0
-        log_loss = column["log_loss"][last]
-        axes.semilogy(column["reads"][last], torch.expm1(log_loss - log_loss.min()).clamp_min(1e-17) if len(log_loss) else [],
-                      marker="o", label="loss above the best, relative")  # fmt: skip
-        axes.semilogy(column["reads"], column["gradient"].clamp_min(1e-17), marker=".", label="gradient, relative")
-        axes.set(xlabel="reads of A", title=self.status.value)
-        axes.legend()
-        return axes
+        from torch_rescaled._plot import plot_history  # needs matplotlib
+
+        return plot_history(dict(zip(_HISTORY, self.history.unbind(1), strict=True)), self.status.value, axes)
 
 
 def _line(row: Tensor) -> str:
@@ -189,8 +181,8 @@ def solve(
         x0: ``[*, d]``; by default a start from b alone (exp: least squares of log b; cosh: a top eigenvector; sinh: the best of 48
             least squares of asinh). Zero is stationary for cosh and sinh: not a start.
         method: ``"newton"``.
-        gtol: stop when every entry of the gradient is at most this fraction of the absolute values it is computed from; rounding
-            (3 eps) stops in any case.
+        gtol: stop when every entry of the gradient is at most this fraction of the root of the sum of squares of its terms (a term
+            counts with the absolute values it is the difference of); rounding (3 eps) stops in any case.
         ftol: stop when the model promises no more than this fraction of the loss; 1e-15, in float32 1e-8, by default.
         xtol: stop when the step changes no logit by more than this fraction of the largest.
         max_iterations: of all calls together that share a state.

@@ -7,3 +7,4 @@
 
 #include "attention.h"
 #include "attention_loss.h"
+#include "regression.h"

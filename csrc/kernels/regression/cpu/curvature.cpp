@@ -142,7 +142,7 @@ static void gram_task(const RegressionParameters& p, int64_t task, const GramPar
     }
     if (group == 0) {
       const BlockRows<T> all{a.data, kStreams * a.ld, a.ld};
-      add_weighted_rows<T, 3>(all, count, p.columns, s.coefficients, s.sides, s.ld, 0);
+      add_weighted_rows<T, 3>(all, count, p.columns, s.coefficients, s.sides, s.ld);
       add_squares<T>(a, count, p.columns, s.coefficients + 3 * kMostRows, s.sides + 3 * s.ld);
     }
     if (++blocks % kFlushBlocks == 0) flush();

@@ -89,11 +89,10 @@ static void pass_task(const RegressionParameters& p, int64_t task, const Parts<k
         for (int64_t j = 0; j < p.columns; ++j) done[j] *= factor;
       }
     add_rows<T, kVectors>(p, padded, s.rows, sums);
-    const int64_t ahead = a.data == s.packed ? 0 : rows / kStreams * a.step * static_cast<int64_t>(sizeof(T));
     if (p.penalty_weight)
-      add_weighted_rows<T, count + 1>(a, rows, p.columns, s.rows.coefficients, s.acc, s.ld, ahead);
+      add_weighted_rows<T, count + 1>(a, rows, p.columns, s.rows.coefficients, s.acc, s.ld);
     else
-      add_weighted_rows<T, count>(a, rows, p.columns, s.rows.coefficients, s.acc, s.ld, ahead);
+      add_weighted_rows<T, count>(a, rows, p.columns, s.rows.coefficients, s.acc, s.ld);
     unflushed += rows;
     if (unflushed >= kFlushRows) flush<T, kVectors>(parts, s, batch, chunk), unflushed = 0;
   });

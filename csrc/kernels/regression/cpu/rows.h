@@ -10,8 +10,7 @@
 namespace rescaled::RESCALED_ISA {
 namespace {
 
-// Rows of a block: as many as keep the block of A in the first-level cache beside the next one, which is on its way.
-constexpr int64_t kMostRows = 256;
+constexpr int64_t kMostRows = 512;  // of a block
 // The vectors of one problem.
 struct RowInputs {
   InputView b, row_weight, penalty_weight;
