@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Regressions on CPU: one read of A against the bandwidth of a pure read and two products; whole solves against other solvers.
 
-python benchmarks/regression.py        # about five minutes
+python benchmarks/regression.py        # about eight minutes
 python benchmarks/regression.py --quick
 """
 
@@ -207,6 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--quick", action="store_true", help="one size of each")
+    parser.add_argument("--repeats", type=int, default=1, help="of each solve; the fastest counts")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     result = header(options.threads)
@@ -218,7 +219,7 @@ def main() -> None:
     cases = (
         [(100_000, 64, 1e2, 0.05)] if options.quick else list(itertools.product([100_000], [64], [1.0, 1e2, 1e4], [0.0, 0.05, 0.3]))
     )
-    result["solves"] = [solve_case(*case, repeats=1 if options.quick else 3) for case in cases]
+    result["solves"] = [solve_case(*case, repeats=options.repeats) for case in cases]
     write_json(options.out, result)
 
 
