@@ -258,7 +258,7 @@ MESSAGES = [
     ),
     (lambda A, b: solve(Regression(A, b), method="bfgs"), ValueError, "solve_regression: expected method 'newton', got 'bfgs'"),
     (lambda A, b: solve(Regression(A, b), gtol=-1.0), ValueError, "solve_regression: expected a finite gtol >= 0, got -1"),
-    (lambda A, b: solve(Regression(A, b), state=b), ValueError, "solve_regression: expected state of shape [*, 427]"),
+    (lambda A, b: solve(Regression(A, b), state=b), ValueError, "solve_regression: expected state of shape [*, 426]"),
 ]
 
 

@@ -178,8 +178,8 @@ def solve(
 
     Args:
         problem: what to minimize; batches are solved problem by problem.
-        x0: ``[*, d]``; by default a start from b alone (exp: least squares of log b; cosh: a top eigenvector; sinh: the best of 48
-            least squares of asinh). Zero is stationary for cosh and sinh: not a start.
+        x0: ``[*, d]``; by default a start from b alone (exp: least squares of log b; cosh: a top eigenvector; sinh: the best of 24
+            least squares of asinh, with either sign). Zero is stationary for cosh and sinh: not a start.
         method: ``"newton"``.
         gtol: stop when every entry of the gradient is at most this fraction of the root of the sum of squares of its terms (a term
             counts with the absolute values it is the difference of); rounding (3 eps) stops in any case.

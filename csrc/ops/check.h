@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "../kernels/matrices.h"
+
 namespace rescaled::ops {
 
 using at::Tensor;
@@ -51,6 +53,15 @@ inline void check_leading(const char* op, const char* name, const Tensor& t, int
     const bool fits = i <= static_cast<int64_t>(full.size()) && (size == 1 || size == full[full.size() - i]);
     RESCALED_CHECK(VALUE, fits, op, name, " with leading dimensions that broadcast to ", what, ", got ", shape(t));
   }
+}
+
+// The kernels walk at most kMaxBatchRank leading dimensions. `grouped`: query heads become two dimensions.
+inline void check_batch_rank(const char* op, const std::vector<c10::SymInt>& full, bool grouped = false) {
+  if (full.size() + grouped <= kMaxBatchRank) return;  // no guard on sizes where ranks suffice
+  int64_t count = grouped;
+  for (const c10::SymInt& size : full) count += size > 1;
+  RESCALED_CHECK(NOT_IMPLEMENTED, count <= kMaxBatchRank, op, "at most ", kMaxBatchRank,
+                 " leading dimensions larger than 1", grouped ? " (grouped heads count as two)" : "", ", got ", count);
 }
 
 }  // namespace rescaled::ops

@@ -5,7 +5,10 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 
+#include <initializer_list>
 #include <optional>
+#include <utility>
+#include <vector>
 
 namespace rescaled::ops {
 
@@ -24,6 +27,26 @@ inline MaybeTensor maybe(const Tensor& t) { return t.defined() ? MaybeTensor(t) 
 // float64 for float64, else float32: the type of the arithmetic, and of what is never returned in half precision.
 inline at::ScalarType accumulation_type(const Tensor& t) {
   return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// Views with one more dimension in front, until there are `rank`.
+inline Tensor with_rank(Tensor t, int64_t rank) {
+  while (t.defined() && t.dim() < rank) t = t.unsqueeze(0);
+  return t;
+}
+
+// The sizes that leading dimensions broadcast to, aligned at the right; with each tensor how many dimensions follow
+// them.
+inline std::vector<c10::SymInt> leading_sizes(std::initializer_list<std::pair<const Tensor&, int64_t>> tensors) {
+  std::vector<c10::SymInt> full;
+  for (const auto& [t, suffix] : tensors) {
+    if (!t.defined()) continue;
+    const int64_t rank = t.dim() - suffix, missing = rank - static_cast<int64_t>(full.size());
+    if (missing > 0) full.insert(full.begin(), missing, c10::SymInt(1));
+    for (int64_t i = 1; i <= rank; ++i)
+      if (t.sym_size(rank - i) != 1) full[full.size() - i] = t.sym_size(rank - i);
+  }
+  return full;
 }
 
 // What an output that `need` does not ask for is.

@@ -44,6 +44,13 @@ inline bool any_defined(const variable_list& list) {
 inline bool any_needed(const std::vector<bool>& need) {
   return std::find(need.begin(), need.end(), true) != need.end();
 }
+// A schema's bool[kCount].
+template <size_t kCount>
+std::array<bool, kCount> flags(const std::vector<bool>& need) {
+  std::array<bool, kCount> out{};
+  std::copy(need.begin(), need.end(), out.begin());
+  return out;
+}
 inline variable_list join(variable_list list, const variable_list& more) {
   list.insert(list.end(), more.begin(), more.end());
   return list;

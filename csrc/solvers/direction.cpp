@@ -56,7 +56,7 @@ Direction newton_direction(const Tensor& hessian, const Tensor& gradient, double
 
 Tensor symmetric_solve(const Tensor& hessian, const Tensor& right, double cutoff) {
   const auto [values, vectors] = at::linalg_eigh(hessian);
-  const Tensor kept = values.abs() > cutoff * values.abs().max(),
+  const Tensor kept = values.abs() > cutoff * values.abs().amax(-1, /*keepdim=*/true),
                components = at::matmul(vectors.mT(), right.unsqueeze(-1)).squeeze(-1);
   return at::matmul(vectors, (at::where(kept, components / values, 0)).unsqueeze(-1)).squeeze(-1);
 }

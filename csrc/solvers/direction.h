@@ -7,6 +7,11 @@ namespace torch_rescaled::solvers {
 
 using at::Tensor;
 
+// As float64 on the CPU.
+inline Tensor wide(const Tensor& t) {
+  return t.to(at::TensorOptions().device(at::kCPU).dtype(at::kDouble)).contiguous();
+}
+
 struct Direction {
   Tensor step;             // -(H + damping diag H)^-1 g; undefined where there is none
   double shift = 0;        // what had to be added to the scaled Hessian beyond the damping
@@ -16,7 +21,7 @@ struct Direction {
 // hessian [d, d], gradient [d]. An indefinite Hessian is shifted until it is not.
 Direction newton_direction(const Tensor& hessian, const Tensor& gradient, double damping);
 
-// H^-1 g for a symmetric H of any sign; directions in which H is singular to rounding are left out.
+// H^-1 g for symmetric H [*, d, d] of any sign, g [*, d]; directions in which H is singular to rounding are left out.
 Tensor symmetric_solve(const Tensor& hessian, const Tensor& right, double cutoff);
 
 // W [d, r] with W^T gram W = 1 for the directions above `cutoff` of the scaled gram's largest eigenvalue.

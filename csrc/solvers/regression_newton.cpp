@@ -11,13 +11,11 @@
 #include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cmath>
 #include <limits>
 
 #include "../ops/regression/resident.h"
-#include "direction.h"
 #include "regression_state.h"
 
 namespace torch_rescaled::solvers {
@@ -88,13 +86,16 @@ class Solver {
     return regression_matvec(problem_.A, v);
   }
 
+  // The vectors of the point, unless they are there.
+  void fill_rows() {
+    if (rows_.defined()) return;
+    statistics_ = at::tensor(at::ArrayRef<double>(point_.data(), point_.size())).to(state_.logits.device());
+    rows_ = regression_rows(state_.logits, statistics_, problem_, form_);
+  }
   // Gradient and Hessian at the point, unless they are there.
   void curve() {
     if (fresh_) return;
-    if (!rows_.defined()) {
-      statistics_ = at::tensor(at::ArrayRef<double>(point_.data(), point_.size())).to(state_.logits.device());
-      rows_ = regression_rows(state_.logits, statistics_, problem_, form_);
-    }
+    fill_rows();
     const Clock clock(state_[State::seconds_grams]);
     const RegressionCurvature found =
         regression_curvature(problem_.A, rows_, statistics_, state_[State::full_mode] != 0 ? "full" : "gauss_newton");
@@ -236,7 +237,7 @@ class Solver {
 
   // Delta = (|c| / |f|)^2 / (1 - R^2) at the normalized solution: below 1/4 the rescaled loss has a minimum nearby.
   void certify() {
-    curve();
+    fill_rows();
     const Tensor zero = at::zeros_like(rows_.select(-2, 0));
     Tensor diagonal = rows_.select(-2, Rows::p).square();
     if (problem_.row_weight.defined()) diagonal = diagonal * problem_.row_weight;
@@ -311,18 +312,15 @@ Solution solve_problem(const RegressionPoint& point, const RegressionSettings& s
     numbers_now = solver.point();
   }
   state[State::seconds] += seconds;
-  double summary[Summary::count];
-  summary[Summary::status] = state[State::status], summary[Summary::log_loss] = log_loss(numbers_now);
-  summary[Summary::gradient] = state[State::gradient], summary[Summary::iterations] = state[State::iterations];
-  summary[Summary::reads] = state[State::reads], summary[Summary::grams] = state[State::grams];
-  summary[Summary::certificate] = state[State::certificate], summary[Summary::deficient] = state[State::deficient];
-  summary[Summary::effective_rows] = 1 / numbers_now[Numbers::concentration];
-  summary[Summary::seconds_reads] = state[State::seconds_reads],
-  summary[Summary::seconds_grams] = state[State::seconds_grams];
-  summary[Summary::seconds] = state[State::seconds];
+  // In the order of SolveNumber.
+  const double summary[kNumbers] = {
+      state[State::status],        log_loss(numbers_now),       state[State::gradient],
+      state[State::iterations],    state[State::reads],         state[State::grams],
+      state[State::certificate],   state[State::deficient],     1 / numbers_now[Numbers::concentration],
+      state[State::seconds_reads], state[State::seconds_grams], state[State::seconds]};
   Solution out;
   out.x = state.x;
-  out.summary = at::tensor(at::ArrayRef<double>(summary, Summary::count));
+  out.summary = at::tensor(at::ArrayRef<double>(summary, kNumbers));
   out.history = history.empty() ? at::zeros({0, History::count}, at::kDouble) : at::stack(history);
   out.state = state.pack();
   return out;

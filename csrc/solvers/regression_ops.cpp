@@ -6,8 +6,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/full.h>
-#include <ATen/ops/linalg_eigh.h>
-#include <ATen/ops/matmul.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
@@ -80,7 +78,7 @@ Four solve(SOLVE_POINT, RESCALED_REGRESSION_SETTINGS, SOLVE_OPTIONS) {
                             flattened(given.row_weight, 1, full), flattened(given.penalty_weight, 1, full)};
   const Tensor states = flattened(defined_or(state), 1, full);
   const int64_t count = all.A.size(0), n = A.size(-2), d = A.size(-1);
-  const Options options{std::string(method), max_iterations, gtol, ftol, xtol, damping};
+  const Options options{max_iterations, gtol, ftol, xtol, damping};
   std::vector<Solution> found(static_cast<size_t>(count));
   const auto one = [](const Tensor& t, int64_t i) { return t.defined() ? t.select(0, i) : t; };
   const auto run = [&](int64_t begin, int64_t end) {
@@ -97,7 +95,7 @@ Four solve(SOLVE_POINT, RESCALED_REGRESSION_SETTINGS, SOLVE_OPTIONS) {
   int64_t lines = 0;
   for (const Solution& s : found) lines = std::max(lines, s.history.size(0));
   const auto doubles = at::TensorOptions().dtype(at::kDouble);
-  Tensor x = at::empty({count, d}, b.options()), summary = at::empty({count, Summary::count}, doubles),
+  Tensor x = at::empty({count, d}, b.options()), summary = at::empty({count, kNumbers}, doubles),
          history = at::full({count, lines, History::count}, std::numeric_limits<double>::quiet_NaN(), doubles),
          packed = at::empty({count, state_size(d, n)}, doubles);
   for (int64_t i = 0; i < count; ++i) {
@@ -110,19 +108,12 @@ Four solve(SOLVE_POINT, RESCALED_REGRESSION_SETTINGS, SOLVE_OPTIONS) {
 
 // H(x)^-1 v, with the Hessian's scale put back.
 Tensor inverse_hessian_times(const RegressionPoint& x, const RegressionSettings& settings, const Tensor& v) {
-  std::vector<c10::SymInt> sizes = leading_sizes(x);
-  sizes.push_back(x.A.sym_size(-2));
-  const Tensor logits = regression_matvec(x.A, x.x).expand_symint(sizes);
-  const Tensor statistics = regression_statistics(logits, {}, {}, x, settings).squeeze(-2);
-  const Tensor rows = regression_rows(logits, statistics, x, settings);
-  const RegressionCurvature found = regression_curvature(x.A, rows, statistics, "full");
+  const ResidentPoint at = resident_point(x, settings);
+  const RegressionCurvature found = regression_curvature(x.A, at.rows, at.statistics, "full");
   const Tensor hessian = found.hessian.to(at::kDouble);
   const Tensor finite = hessian.isfinite().flatten(-2).all(-1).unsqueeze(-1);  // of a solve that failed: NaN
-  const auto [values, vectors] = at::linalg_eigh(at::where(finite.unsqueeze(-1), hessian, 0));
-  const Tensor kept = values.abs() > 1e-13 * values.abs().amax(-1, true);
-  const Tensor components = at::matmul(vectors.mT(), v.to(at::kDouble).unsqueeze(-1)).squeeze(-1);
-  const Tensor solved = at::matmul(vectors, at::where(kept, components / values, 0).unsqueeze(-1)).squeeze(-1);
-  const Tensor log_scale = statistics.select(-1, Numbers::log_scale).unsqueeze(-1);
+  const Tensor solved = symmetric_solve(at::where(finite.unsqueeze(-1), hessian, 0), v.to(at::kDouble), 1e-13);
+  const Tensor log_scale = at.statistics.select(-1, Numbers::log_scale).unsqueeze(-1);
   const Tensor result = (-log_scale / 2).exp() * solved * (-log_scale / 2).exp();
   return at::where(finite, result, std::numeric_limits<double>::quiet_NaN()).to(v.scalar_type());
 }
@@ -201,8 +192,7 @@ Tensor newton_step(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS, c10::strin
   const auto [log_loss, gradient, hessian, log_scale] =
       op.call(A, b, x, row_weight, penalty_weight, kind, form, curvature);
   const std::vector<int64_t> full(gradient.sizes().begin(), gradient.sizes().end() - 1);
-  const Tensor g = flattened(gradient, 1, full).to(at::TensorOptions().device(at::kCPU).dtype(at::kDouble)),
-               H = flattened(hessian, 2, full).to(g.options());
+  const Tensor g = wide(flattened(gradient, 1, full)), H = wide(flattened(hessian, 2, full));
   const Tensor steps = at::zeros_like(g);
   for (int64_t i = 0; i < g.size(0); ++i)
     if (const Direction found = newton_direction(H[i], g[i], damping); found.step.defined())

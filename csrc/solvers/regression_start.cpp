@@ -40,7 +40,6 @@ RegressionCurvature weighted_gram(const Tensor& A, const Tensor& right, const Te
   statistics[Statistics::square].fill_(square);
   return regression_curvature(A, rows, statistics, "gauss_newton");
 }
-Tensor wide(const Tensor& t) { return t.to(at::TensorOptions().device(at::kCPU).dtype(at::kDouble)); }
 
 // Losses of steps along t from zero logits, comparable with each other; +inf where they are not numbers.
 Tensor losses_along(const Tensor& t, const Tensor& steps, const RegressionPoint& x,

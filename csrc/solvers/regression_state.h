@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "../ops/regression/resident.h"
+#include "direction.h"
 #include "regression.h"
 
 namespace torch_rescaled::solvers {
@@ -21,7 +22,6 @@ using Model = rescaled::RegressionModel;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-Tensor wide(const Tensor& t) { return t.to(at::TensorOptions().device(at::kCPU).dtype(at::kDouble)).contiguous(); }
 template <size_t kCount>
 std::array<double, kCount> numbers(const Tensor& t) {
   const Tensor host = wide(t);
@@ -62,7 +62,6 @@ struct State {
     iterations,
     since_refresh,
     flat,
-    flat_log_loss,
     anchor_log_sum,
     reads,
     grams,

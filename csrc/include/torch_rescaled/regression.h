@@ -35,33 +35,34 @@ struct SolveOptions {
   std::optional<at::Tensor> state = std::nullopt;  ///< of an earlier call with the same problem
 };
 
-/// Numbers of the summary, in this order; and why a solve ended.
+/// Numbers of the summary, in this order.
 enum class SolveNumber : int64_t {
   status,
   log_loss,
-  gradient,
+  gradient,  ///< largest entry over the root of the sum of squares of its terms
   iterations,
-  reads,
-  grams,
-  certificate,
-  deficient,
-  effective_rows,
+  reads,           ///< of A
+  grams,           ///< products of d x d
+  certificate,     ///< rescaled: below 1/4 there is a minimum near the normalized solution
+  deficient,       ///< 1: x is one of many minimizers
+  effective_rows,  ///< how many rows the fit rests on
   seconds_reads,
   seconds_grams,
   seconds
 };
+/// Why a solve ended.
 enum class SolveStatus : int64_t {
-  running,
-  gradient,
-  loss,
-  step,
-  flat,
+  running,   ///< the caller's chunk of iterations is over
+  gradient,  ///< the gradient is within gtol, or rounding, of zero
+  loss,      ///< the model promises no more than ftol of the loss
+  step,      ///< the step moves no logit by more than xtol
+  flat,      ///< the loss has not moved over five steps
   max_iterations,
-  non_finite,
-  stalled,
-  drift,
-  singular_sum,
-  vanishing
+  non_finite,    ///< no finite loss at the start
+  stalled,       ///< no step descends
+  drift,         ///< rescaled: the sum of u runs off to 0; x is the normalized form's
+  singular_sum,  ///< normalized: the sum of u nearly cancels, and no step descends
+  vanishing      ///< cosh, sinh: the logits run off to 0
 };
 
 struct RegressionSolution {

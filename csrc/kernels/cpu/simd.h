@@ -65,6 +65,12 @@ constexpr int kTileRows = 8;
 constexpr int kTileRows = 4;
 #endif
 
+// A number as a function's argument.
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+
 template <class T>
 RESCALED_INLINE Vec<T> load(const T* p) {
   Vec<T> x;

@@ -55,12 +55,6 @@ struct Attention {
   static Saved statistics(const variable_list& s) { return {s[0], s[1], s[2]}; }
   static Tangents tangents(const variable_list& t) { return {t[0], t[1], t[2], t[3]}; }
   static Cotangents cotangents(const variable_list& g) { return {g[0], g[1], g[2]}; }
-  template <size_t kCount>
-  static std::array<bool, kCount> flags(const std::vector<bool>& need) {
-    std::array<bool, kCount> out{};
-    std::copy(need.begin(), need.end(), out.begin());
-    return out;
-  }
 };
 using Forward = Rules<Attention>::Forward;
 using Backward = Rules<Attention>::Backward;

@@ -67,15 +67,6 @@ void check_key_value(const char* op, const Tensor& query, const Tensor& key, con
                  shape(value));
 }
 
-// The kernels walk at most kMaxBatchRank leading dimensions. `grouped`: query heads become two dimensions.
-void check_batch_rank(const char* op, const std::vector<c10::SymInt>& full, bool grouped) {
-  if (full.size() + grouped <= kMaxBatchRank) return;  // no guard on sizes where ranks suffice
-  int64_t count = grouped;
-  for (const c10::SymInt& size : full) count += size > 1;
-  RESCALED_CHECK(NOT_IMPLEMENTED, count <= kMaxBatchRank, op, "at most ", kMaxBatchRank,
-                 " leading dimensions larger than 1", grouped ? " (grouped heads count as two)" : "", ", got ", count);
-}
-
 }  // namespace
 
 void check_public(const char* op, const PublicArguments& x) {
@@ -206,7 +197,7 @@ void check_point(const char* op, const Point& x, const AttentionSettings& settin
                                         {"mask", x.mask, 2},
                                         {"dropout_seed", x.dropout_seed, 0}})
     if (t.defined()) check_leading(op, name, t, suffix, full, list(full));
-  check_batch_rank(op, full, /*grouped=*/false);
+  check_batch_rank(op, full);
 }
 
 namespace {

@@ -18,20 +18,7 @@ std::array<Tensor, kCount> to_array(Tuple&& tuple) {
 }  // namespace
 
 std::vector<c10::SymInt> leading_sizes(const Point& x) {
-  std::vector<c10::SymInt> full;
-  for (const auto& [t, suffix] : {std::pair<const Tensor&, int64_t>{x.query, 2},
-                                  {x.key, 2},
-                                  {x.value, 2},
-                                  {x.bias, 2},
-                                  {x.mask, 2},
-                                  {x.dropout_seed, 0}}) {
-    if (!t.defined()) continue;
-    const int64_t rank = t.dim() - suffix, missing = rank - static_cast<int64_t>(full.size());
-    if (missing > 0) full.insert(full.begin(), missing, c10::SymInt(1));
-    for (int64_t i = 1; i <= rank; ++i)
-      if (t.sym_size(rank - i) != 1) full[full.size() - i] = t.sym_size(rank - i);
-  }
-  return full;
+  return leading_sizes({{x.query, 2}, {x.key, 2}, {x.value, 2}, {x.bias, 2}, {x.mask, 2}, {x.dropout_seed, 0}});
 }
 
 Saved attention_forward(const Point& x, const AttentionSettings& settings) {

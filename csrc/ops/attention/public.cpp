@@ -28,12 +28,6 @@ struct Inside {
 #define THE_PUBLIC_ARGUMENTS \
   PublicArguments { query, key, value, defined_or(attn_mask), dropout_p, is_causal, scale, enable_gqa, kind }
 
-// Views with one more dimension in front, until there are `rank`.
-Tensor with_rank(Tensor t, int64_t rank) {
-  while (t.defined() && t.dim() < rank) t = t.unsqueeze(0);
-  return t;
-}
-
 // Query heads [*, H, ...] as [*, Hk, H / Hk, ...], the heads of keys and masks beside them: nothing is copied or
 // expanded.
 Tensor grouped(const Tensor& t, const c10::SymInt& kv_heads) {

@@ -18,12 +18,6 @@ namespace {
 
 RegressionPoint of(const variable_list& x) { return {x[0], x[1], x[2], x[3], x[4]}; }
 variable_list list_of(const RegressionPoint& x) { return {x.A, x.b, x.x, x.row_weight, x.penalty_weight}; }
-template <size_t kCount>
-std::array<bool, kCount> flags(const std::vector<bool>& need) {
-  std::array<bool, kCount> out{};
-  std::copy(need.begin(), need.end(), out.begin());
-  return out;
-}
 
 // A, b, x, row_weight, penalty_weight; saved: loss, gradient
 struct Regression {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "checks.h"
 
-#include "../../kernels/matrices.h"
 #include "../check.h"
 
 namespace rescaled::ops {
@@ -41,27 +40,10 @@ void check_vector(const char* op, const Tensor& A, const Named& v, const char* w
                  "] to match A's ", what, ", got ", shape(v.tensor));
 }
 
-void check_batch_rank(const char* op, const std::vector<c10::SymInt>& full) {
-  if (full.size() <= kMaxBatchRank) return;
-  int64_t count = 0;
-  for (const c10::SymInt& size : full) count += size > 1;
-  RESCALED_CHECK(NOT_IMPLEMENTED, count <= kMaxBatchRank, op, "at most ", kMaxBatchRank,
-                 " leading dimensions larger than 1, got ", count);
-}
-
 }  // namespace
 
 std::vector<c10::SymInt> leading_sizes(const RegressionPoint& x) {
-  std::vector<c10::SymInt> full;
-  for (const auto& [t, suffix] :
-       {std::pair<const Tensor&, int64_t>{x.A, 2}, {x.b, 1}, {x.x, 1}, {x.row_weight, 1}, {x.penalty_weight, 1}}) {
-    if (!t.defined()) continue;
-    const int64_t rank = t.dim() - suffix, missing = rank - static_cast<int64_t>(full.size());
-    if (missing > 0) full.insert(full.begin(), missing, c10::SymInt(1));
-    for (int64_t i = 1; i <= rank; ++i)
-      if (t.sym_size(rank - i) != 1) full[full.size() - i] = t.sym_size(rank - i);
-  }
-  return full;
+  return leading_sizes({{x.A, 2}, {x.b, 1}, {x.x, 1}, {x.row_weight, 1}, {x.penalty_weight, 1}});
 }
 
 void check_regression(const char* op, const RegressionPoint& x, const RegressionSettings& settings) {

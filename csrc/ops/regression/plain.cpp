@@ -82,11 +82,6 @@ Tensor along(const Rows& gradient, const Rows& tangents) {
 }
 
 Tensor full_sized(const Tensor& t, const RegressionPoint& x) { return t.expand_symint(leading_sizes(x)); }
-Tensor full_rows(const Tensor& t, const RegressionPoint& x) {
-  std::vector<c10::SymInt> sizes = leading_sizes(x);
-  sizes.push_back(t.sym_size(-1));
-  return t.expand_symint(sizes);
-}
 
 }  // namespace
 
@@ -97,9 +92,7 @@ Tensor unscaled(const Tensor& t, const Tensor& log_scale) {
 }
 
 std::tuple<Tensor, Tensor> plain_regression_evaluate(const RegressionPoint& x, const RegressionSettings& settings) {
-  const Tensor logits = full_rows(regression_matvec(x.A, x.x), x);
-  const Tensor statistics = regression_statistics(logits, {}, {}, x, settings).squeeze(-2);
-  const Tensor rows = regression_rows(logits, statistics, x, settings);
+  const auto [logits, statistics, rows] = resident_point(x, settings);
   const Tensor gradient = sum_of_rows(x.A.to(logits.scalar_type()), rows.select(-2, RegressionRows::gradient));
   return {statistics, gradient.to(at::kDouble)};
 }
@@ -107,10 +100,9 @@ std::tuple<Tensor, Tensor> plain_regression_evaluate(const RegressionPoint& x, c
 Tensor plain_regression_product(const RegressionPoint& x, const Tensor& v, const RegressionSettings& settings,
                                 c10::string_view curvature) {
   using Row = RegressionRows;
-  const Tensor logits = full_rows(regression_matvec(x.A, x.x), x), t = regression_matvec(x.A, v);
-  const Tensor statistics = regression_statistics(logits, {}, {}, x, settings).squeeze(-2);
-  const Tensor rows = regression_rows(logits, statistics, x, settings);
-  const auto row = [&](int64_t i) { return rows.select(-2, i); };
+  const ResidentPoint at = resident_point(x, settings);
+  const Tensor t = regression_matvec(x.A, v), statistics = at.statistics;
+  const auto row = [&](int64_t i) { return at.rows.select(-2, i); };
   Tensor diagonal = row(Row::diagonal), q = row(Row::q);
   if (curvature == "clipped") diagonal = diagonal + row(Row::diagonal_rest).clamp_min(0);
   if (curvature == "full") diagonal = diagonal + row(Row::diagonal_rest), q = q + row(Row::q_rest);

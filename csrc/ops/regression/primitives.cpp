@@ -23,9 +23,9 @@ Tensor finished(bool wanted, const Tensor& gradient, const Tensor& input) {
 }
 
 Two forward(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS) {
-  const RegressionPoint x_ = RESCALED_THE_REGRESSION;
-  check_regression_point("_regression_forward", x_, RESCALED_THE_REGRESSION_SETTINGS);
-  const auto [statistics, gradient] = regression_evaluate(x_, RESCALED_THE_REGRESSION_SETTINGS);
+  const RegressionPoint point = RESCALED_THE_REGRESSION;
+  check_regression_point("_regression_forward", point, RESCALED_THE_REGRESSION_SETTINGS);
+  const auto [statistics, gradient] = regression_evaluate(point, RESCALED_THE_REGRESSION_SETTINGS);
   const Tensor log_scale = statistics.select(-1, RegressionStatistics::log_scale);
   const at::ScalarType type = accumulation_type(A);
   return {unscaled(statistics.select(-1, RegressionStatistics::loss), log_scale).to(type),

@@ -54,11 +54,7 @@ struct RegressionPoint {
 #define RESCALED_THE_REGRESSION_SETTINGS \
   RegressionSettings { std::string(kind), std::string(form) }
 
-// Views of a point's tensors with one more dimension in front, until there are `leading` of them.
-inline Tensor with_rank(Tensor t, int64_t rank) {
-  while (t.defined() && t.dim() < rank) t = t.unsqueeze(0);
-  return t;
-}
+// A point's tensors with the same number of leading dimensions.
 inline RegressionPoint aligned(const RegressionPoint& x, int64_t leading) {
   return {with_rank(x.A, leading + 2), with_rank(x.b, leading + 1), with_rank(x.x, leading + 1),
           with_rank(x.row_weight, leading + 1), with_rank(x.penalty_weight, leading + 1)};

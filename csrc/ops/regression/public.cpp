@@ -49,13 +49,10 @@ Four regression_evaluate_public(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTING
     hessian = at::empty_symint(sized(0, 0), b.options());
   } else {
     // Two reads and one product of d x d: the full and the clipped Hessian need the row sum before they weigh a row,
-    // and three products in one read would take longer from d = 16 on.
-    std::vector<c10::SymInt> sizes = full;
-    sizes.push_back(A.sym_size(-2));
-    const Tensor logits = regression_matvec(point.A, point.x).expand_symint(sizes);
-    statistics = regression_statistics(logits, {}, {}, point, settings).squeeze(-2);
-    const Tensor rows = regression_rows(logits, statistics, point, settings);
-    const RegressionCurvature found = regression_curvature(point.A, rows, statistics, curvature);
+    // and three products in one read take longer wherever a product costs more than half a read.
+    const ResidentPoint at = resident_point(point, settings);
+    const RegressionCurvature found = regression_curvature(point.A, at.rows, at.statistics, curvature);
+    statistics = at.statistics;
     gradient = found.gradient, hessian = found.hessian;
   }
   const Tensor log_scale = statistics.select(-1, Statistics::log_scale);

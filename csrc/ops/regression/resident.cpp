@@ -132,6 +132,15 @@ Tensor regression_rows(const Tensor& logits, const Tensor& statistics, const Reg
   static const auto op = handle<RowsSignature>("torch_rescaled::_regression_rows");
   return op.call(logits, statistics, x.b, maybe(x.row_weight), maybe(x.penalty_weight), settings.kind, settings.form);
 }
+ResidentPoint resident_point(const RegressionPoint& x, const RegressionSettings& settings) {
+  std::vector<c10::SymInt> sizes = leading_sizes(x);
+  sizes.push_back(x.A.sym_size(-2));
+  ResidentPoint at;
+  at.logits = regression_matvec(x.A, x.x).expand_symint(sizes);
+  at.statistics = regression_statistics(at.logits, {}, {}, x, settings).squeeze(-2);
+  at.rows = regression_rows(at.logits, at.statistics, x, settings);
+  return at;
+}
 Tensor regression_model(const Tensor& rows, const Tensor& direction) {
   static const auto op = handle<ModelSignature>("torch_rescaled::_regression_model");
   return op.call(rows, direction);

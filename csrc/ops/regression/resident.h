@@ -21,6 +21,12 @@ Tensor regression_statistics(const Tensor& logits, const Tensor& direction, cons
 Tensor regression_rows(const Tensor& logits, const Tensor& statistics, const RegressionPoint&,
                        const RegressionSettings&);
 
+// Logits [*L, n], statistics and rows at a point's x.
+struct ResidentPoint {
+  Tensor logits, statistics, rows;
+};
+ResidentPoint resident_point(const RegressionPoint&, const RegressionSettings&);
+
 // The second-order model along a direction (RegressionModel), float64 [*L, count].
 Tensor regression_model(const Tensor& rows, const Tensor& direction);
 

@@ -37,10 +37,6 @@ template <class T>
 RESCALED_INLINE int64_t panel_lanes(int64_t count) {
   return round_up(count, kLanes<T>);
 }
-template <int kValue>
-struct Constant {
-  static constexpr int value = kValue;
-};
 template <class T, class Function>
 RESCALED_INLINE void with_vectors(int64_t count, Function f) {
   if (count > 2 * kLanes<T>)

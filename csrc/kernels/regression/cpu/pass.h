@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// One pass over the rows of A in blocks that stay in the first-level cache: logits by products of rows, then sums of
-// rows, while the next block is on its way from memory.
+// One pass over the rows of A in blocks that stay in the second-level cache: logits by products of rows, then sums of
+// rows.
 #pragma once
 #include <utility>
 
@@ -8,11 +8,6 @@
 
 namespace rescaled::RESCALED_ISA {
 namespace {
-
-template <int kValue>
-struct Constant {
-  static constexpr int value = kValue;
-};
 
 // Chunks of rows are the unit of work, and of the fixed order in which sums are joined: by shape alone.
 struct Chunks {
@@ -30,11 +25,11 @@ struct Chunks {
   }
 };
 
+template <class T>
+inline constexpr int kRowUnit = kLanes<T> > kStreams ? kLanes<T> : kStreams;
 // Rows of a block: 192 KB of A in the second-level cache. Measured on 512 KB: blocks of the first-level cache leave
 // more of the time to the rows between (0.55 to 0.7 of a pure read's speed instead of 0.75 to 1), and asking for the
 // next block ahead of time gains nothing beside eight streams.
-template <class T>
-inline constexpr int kRowUnit = kLanes<T> > kStreams ? kLanes<T> : kStreams;
 template <class T>
 RESCALED_INLINE int64_t block_rows(const RegressionParameters& p) {
   const int64_t fit = 192 * 1024 / static_cast<int64_t>(sizeof(T)) / (p.columns > 0 ? p.columns : 1),
@@ -149,8 +144,7 @@ static __attribute__((noinline)) void add_columns(BlockRows<T> a, int64_t rows, 
       store(acc + k * ld + c * kLanes<T>, sum[k][c]);
 }
 
-// acc: [kCount][ld], ld a multiple of
-// the lanes.
+// acc: [kCount][ld], ld a multiple of the lanes.
 template <class T, int kCount>
 static void add_weighted_rows(BlockRows<T> a, int64_t rows, int64_t columns, const T* coefficients, T* acc,
                               int64_t ld) {

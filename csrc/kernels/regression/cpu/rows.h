@@ -11,6 +11,7 @@ namespace rescaled::RESCALED_ISA {
 namespace {
 
 constexpr int64_t kMostRows = 512;  // of a block
+
 // The vectors of one problem.
 struct RowInputs {
   InputView b, row_weight, penalty_weight;
