@@ -139,7 +139,7 @@ void run(Primitive primitive, AttentionParameters& p) {
   std::vector<char> workspace(program.workspace_bytes + 64);
   p.workspace = aligned(workspace);
   for (int i = 0; i < program.count; ++i) {
-    const Step& step = program.steps[i];
+    const auto& step = program.steps[i];
     std::vector<char> scratch(step.scratch_bytes + 64);
     step.run(p, 0, step.tasks, aligned(scratch));
   }
