@@ -55,11 +55,12 @@ endef
 	@echo "making $*"
 	@$(PYTHON3) -m venv $* || { rm -rf $*; echo "no environment was made: install Python's venv module (python3-venv)"; exit 1; }
 
+# Not compiled to bytecode: most of it is never imported, and compiling all takes longer than installing it.
 $(STAMPS)/environment: pyproject.toml $(patsubst %/bin/python,%/pyvenv.cfg,$(filter .venv%,$(PYTHON)))
 	@mkdir -p $(@D)
 	@$(PYTHON) -c '$(REQUIREMENTS)' > $(@D)/requirements.txt
 	@echo "installing torch and the tools into the environment of $(PYTHON)"
-	@$(PYTHON) $(PIP) -r $(@D)/requirements.txt || \
+	@$(PYTHON) $(PIP) --no-compile -r $(@D)/requirements.txt || \
 	  { echo "not everything was installed: check the connection to the package index, then run make again"; exit 1; }
 	@touch $@
 
@@ -107,7 +108,7 @@ gpu-check: ## On a machine with a GPU: build, its tests, compute-sanitizer, benc
 
 test-oldest: .venv-oldest/pyvenv.cfg ## The tests on the oldest supported torch, in .venv-oldest (downloads gigabytes)
 	@.venv-oldest/bin/python -c "import torch" 2> /dev/null || \
-	  .venv-oldest/bin/python $(PIP) torch==$(OLDEST) "setuptools>=77"
+	  .venv-oldest/bin/python $(PIP) --no-compile torch==$(OLDEST) "setuptools>=77"
 	@PATH="$(CURDIR)/.venv-oldest/bin:$$PATH" $(MAKE) --no-print-directory test
 
 # The wheel is half a gigabyte; only its headers are unpacked and kept.
