@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The Newton solver: truth in 50 digits, certified data, statuses, resuming, batches, derivatives of a solution."""
+"""The solver, by every method: truth in 50 digits, certified data, statuses, resuming, batches, derivatives of a solution."""
 
+import functools
 import math
 import re
 
@@ -13,6 +14,7 @@ from torch.autograd import gradcheck
 
 from torch_rescaled import Regression, SolveError, Status, newton_step, regression_evaluate, regression_loss, solve
 
+METHODS = ("newton", "lbfgs")
 PHI = {"exp": torch.exp, "cosh": torch.cosh, "sinh": torch.sinh}
 
 
@@ -31,12 +33,13 @@ def planted(kind, n=400, d=5, *, noise=0.05, form="normalized", spread=1.0, seed
     return A.to(dtype), b.to(dtype), x.to(dtype)
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_minimizer_in_fifty_digits(kind, form):
+def test_the_minimizer_in_fifty_digits(kind, form, method):
     mpmath = pytest.importorskip("mpmath")
     A, b, _ = planted(kind, n=12, d=2, form=form, noise=0.02)
-    solution = solve(Regression(A, b, kind=kind, form=form)).raise_for_status()
+    solution = solve(Regression(A, b, kind=kind, form=form), method=method).raise_for_status()
     phi = {"exp": mpmath.exp, "cosh": mpmath.cosh, "sinh": mpmath.sinh}[kind]
     with mpmath.workdps(50):
         rows = [[mpmath.mpf(a) for a in row] for row in A.tolist()]
@@ -58,21 +61,24 @@ def test_the_minimizer_in_fifty_digits(kind, form):
         assert error <= 1e-10 * max(abs(t) for t in found)
 
 
-def test_nist_danwood_to_its_certified_digits():
+@pytest.mark.parametrize("method", METHODS)
+def test_nist_danwood_to_its_certified_digits(method):
     y = torch.tensor([2.138, 3.421, 3.597, 4.340, 4.882, 5.660], dtype=torch.float64)
     t = torch.tensor([1.309, 1.471, 1.490, 1.565, 1.611, 1.680], dtype=torch.float64)
-    solution = solve(Regression(torch.stack([torch.ones_like(t), t.log()], 1), y, form="plain")).raise_for_status()
+    A = torch.stack([torch.ones_like(t), t.log()], 1)
+    solution = solve(Regression(A, y, form="plain"), method=method).raise_for_status()
     certified = torch.tensor([7.6886226176e-01, 3.8604055871e00, 4.3173084083e-03], dtype=torch.float64)
     found = torch.stack([solution.x[0].exp(), solution.x[1], 2 * solution.loss])
     torch.testing.assert_close(found, certified, rtol=2e-11, atol=0)
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_noise_the_planted_solution_is_found(kind, dtype):
+def test_without_noise_the_planted_solution_is_found(kind, dtype, method):
     for form in FORMS:
         A, b, x = planted(kind, noise=0.0, form=form, dtype=dtype)
-        solution = solve(Regression(A, b, kind=kind, form=form)).raise_for_status()
+        solution = solve(Regression(A, b, kind=kind, form=form), method=method).raise_for_status()
         found = solution.x if kind != "cosh" else solution.x * torch.sign(solution.x @ x)
         tolerance = 1e-9 if dtype == torch.float64 else 2e-3
         if kind == "exp" or form == "plain":
@@ -89,22 +95,56 @@ def test_a_half_precision_matrix():
     torch.testing.assert_close(solution.x, exact.x, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("form", FORMS)
-def test_going_on_from_a_state_is_as_if_it_had_not_stopped(form):
+def test_going_on_from_a_state_is_as_if_it_had_not_stopped(form, method):
     A, b, _ = planted("exp", noise=0.3, form=form)
     problem = Regression(A, b, form=form)
-    whole = solve(problem)
+    again = functools.partial(solve, method=method)
+    whole = again(problem)
     seen = []
-    first = solve(problem, callback=lambda s: seen.append(s) or len(seen) == 2)
+    first = again(problem, callback=lambda s: seen.append(s) or len(seen) == 2)
     assert first.status is Status.RUNNING and len(first.history) >= 1
-    rest = solve(problem, state=first.state)
+    rest = again(problem, state=first.state)
     assert torch.equal(rest.x, whole.x) and rest.status is whole.status
-    assert torch.equal(torch.cat([first.history, rest.history])[:, :-1], whole.history[:, :-1])
-    stepwise = solve(problem, callback=lambda s: None)
+    joined = torch.cat([first.history, rest.history])
+    torch.testing.assert_close(joined[:, :-1], whole.history[:, :-1], rtol=0, atol=0, equal_nan=True)
+    stepwise = again(problem, callback=lambda s: None)
     assert torch.equal(stepwise.x, whole.x) and torch.equal(stepwise.state[:4], whole.state[:4])
-    limited = solve(problem, max_iterations=1)
+    limited = again(problem, max_iterations=1)
     assert limited.status is Status.MAX_ITERATIONS
-    assert torch.equal(solve(problem, state=limited.state).x, whole.x)
+    assert torch.equal(again(problem, state=limited.state).x, whole.x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", FORMS)
+def test_methods_agree(form, kind):
+    """From a given start, with weights, and where the start is so far off that L-BFGS needs Newton's steps."""
+    A, b, x = planted(kind, form=form, noise=0.1, condition=30.0)
+    g = torch.Generator().manual_seed(3)
+    row_weight = torch.rand(len(b), generator=g, dtype=b.dtype)
+    penalty_weight = (0.01 if form == "normalized" else 1.0) * b.abs()
+    problem = Regression(A, b, row_weight, penalty_weight, kind=kind, form=form)
+    for x0 in (0.9 * x, 1.5 * x):
+        by_newton, by_memory = (solve(problem, x0, method=method) for method in METHODS)
+        assert by_memory.status.converged or by_memory.status is by_newton.status
+        if by_newton.number("certificate") > 0.25:
+            continue  # a rescaled minimum need not be near, nor be one
+        torch.testing.assert_close(by_memory.number("log_loss"), by_newton.number("log_loss"), rtol=1e-9, atol=1e-9)
+    assert (by_newton.method, by_memory.method) == METHODS
+    models = by_memory.history[:, by_memory.columns.index("model")]
+    assert 2 in models and by_memory.number("grams") < by_newton.number("grams")
+
+
+def test_auto_says_what_it_chose_and_why():
+    A, b, _ = planted("exp", n=8192, d=64)
+    solution = solve(Regression(A, b, form="normalized"), method="auto").raise_for_status()
+    assert re.fullmatch(r"(newton|lbfgs): a Gram costs [0-9.e+]+ reads of A", solution.method)
+    assert (solution.number("gram_ratio") > 1) == (solution.method.startswith("lbfgs"))
+    going_on = solve(solution.problem, method="auto", state=solve(solution.problem, method="auto", max_iterations=1).state)
+    torch.testing.assert_close(going_on.number("log_loss"), solution.number("log_loss"), rtol=1e-9, atol=1e-9)
+    small = solve(Regression(A[:100], b[:100], form="normalized"), method="auto")
+    assert small.method == "newton"  # too small to measure
 
 
 def test_batches_are_their_problems():
@@ -152,11 +192,12 @@ def test_a_step_is_that_of_the_hessian():
     torch.testing.assert_close(batched[0], newton_step(A, b, x, form="normalized"))
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["exp", "cosh"])
-def test_rank_deficient_matrices_are_solved_and_told(kind):
+def test_rank_deficient_matrices_are_solved_and_told(kind, method):
     A, b, _ = planted(kind, d=4)
     wide = torch.cat([A, A[:, :1], torch.zeros(len(A), 1, dtype=A.dtype)], 1)  # a duplicate column, and a zero one
-    solution = solve(Regression(wide, b, kind=kind, form="normalized")).raise_for_status()
+    solution = solve(Regression(wide, b, kind=kind, form="normalized"), method=method).raise_for_status()
     best = solve(Regression(A, b, kind=kind, form="normalized"))
     assert solution.number("deficient") == 1 and best.number("deficient") == 0
     torch.testing.assert_close(solution.number("log_loss"), best.number("log_loss"), rtol=1e-8, atol=1e-8)
@@ -199,13 +240,13 @@ def test_logits_that_run_off_to_zero_are_told():
 SPOILS = ["", "nan in A", "inf in A", "nan in b", "zero column", "duplicate rows", "zero b", "negative b", "nan in x0"]
 
 
-@hypothesis.settings(max_examples=60)
+@hypothesis.settings(max_examples=100)
 @hypothesis.given(
     n=st.integers(0, 12), d=st.integers(0, 6), kind=st.sampled_from(KINDS), form=st.sampled_from(FORMS),
     spoil=st.sampled_from(SPOILS),
-    dtype=st.sampled_from([torch.float32, torch.float64]),
+    dtype=st.sampled_from([torch.float32, torch.float64]), method=st.sampled_from([*METHODS, "auto"]),
 )  # fmt: skip
-def test_any_data_gives_a_status(n, d, kind, form, spoil, dtype):
+def test_any_data_gives_a_status(n, d, kind, form, spoil, dtype, method):
     g = torch.Generator().manual_seed(n * 7 + d)
     A, b = torch.randn(n, d, generator=g, dtype=dtype), torch.rand(n, generator=g, dtype=dtype)
     x0 = None
@@ -224,7 +265,7 @@ def test_any_data_gives_a_status(n, d, kind, form, spoil, dtype):
             b = -b
         elif spoil == "nan in x0":
             x0 = torch.full((d,), math.nan, dtype=dtype)
-    solution = solve(Regression(A, b, kind=kind, form=form), x0, max_iterations=60)
+    solution = solve(Regression(A, b, kind=kind, form=form), x0, method=method, max_iterations=60)
     assert isinstance(solution.status, Status) and solution.number("iterations") <= 61
     if solution.status.converged and n and d:
         assert solution.x.isfinite().all()
@@ -256,9 +297,13 @@ MESSAGES = [
         ValueError,
         "solve_regression: expected x of shape [*, 5] to match A's columns, got [400]",
     ),
-    (lambda A, b: solve(Regression(A, b), method="bfgs"), ValueError, "solve_regression: expected method 'newton', got 'bfgs'"),
+    (
+        lambda A, b: solve(Regression(A, b), method="bfgs"),
+        ValueError,
+        "solve_regression: expected method 'newton', 'lbfgs' or 'auto', got 'bfgs'",
+    ),
     (lambda A, b: solve(Regression(A, b), gtol=-1.0), ValueError, "solve_regression: expected a finite gtol >= 0, got -1"),
-    (lambda A, b: solve(Regression(A, b), state=b), ValueError, "solve_regression: expected state of shape [*, 426]"),
+    (lambda A, b: solve(Regression(A, b), state=b), ValueError, "solve_regression: expected state of shape [*, 444]"),
 ]
 
 

@@ -2,6 +2,7 @@
 """Regressions as problems, and their solver."""
 
 import enum
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -41,9 +42,10 @@ class Status(enum.Enum):
 _STATUSES = list(Status)  # in the order of the operator's numbers
 _SUMMARY = (
     "status", "log_loss", "gradient", "iterations", "reads", "grams", "certificate", "deficient", "effective_rows",
-    "seconds_reads", "seconds_grams", "seconds",
+    "seconds_reads", "seconds_grams", "seconds", "method", "gram_ratio",
 )  # fmt: skip
-_HISTORY = ("iteration", "log_loss", "gradient", "step", "factor", "damping", "full", "form", "reads")
+_HISTORY = ("iteration", "log_loss", "gradient", "step", "factor", "damping", "model", "form", "reads")
+_METHODS = ("newton", "lbfgs")
 
 
 class SolveError(RuntimeError):
@@ -91,7 +93,7 @@ class Solution:
     Attributes:
         x: ``[*, d]``, differentiable once in the problem's A, b and weights, by the implicit function theorem.
         statuses: why each solve ended, in the order of the flattened batch.
-        summary: ``[*, 12]`` float64 by name in :meth:`number`.
+        summary: ``[*, 14]`` float64 by name in :meth:`number`.
         history: ``[*, iterations, 9]`` float64, columns named in ``columns``; NaN after a problem's last iteration.
         state: all that :func:`solve` needs to go on, bit for bit, as if it had not stopped.
     """
@@ -104,8 +106,8 @@ class Solution:
     problem: Regression
 
     #: Names of the history's columns. ``gradient``: largest entry over the root of the sum of squares of its terms (eps at
-    #: best);
-    #: ``step``: largest change of a logit; ``form``: 0 rescaled, 1 normalized, 2 plain.
+    #: best); ``step``: largest change of a logit (NaN for L-BFGS, which does not read A for it); ``model``: 0 Gauss-Newton, 1 the
+    #: full Hessian, 2 L-BFGS; ``form``: 0 rescaled, 1 normalized, 2 plain.
     columns = _HISTORY
 
     @property
@@ -116,8 +118,20 @@ class Solution:
     def number(self, name: str) -> Tensor:
         """One of ``log_loss``, ``gradient``, ``iterations``, ``reads`` (of A), ``grams`` (products of d x d), ``certificate``
         (rescaled: below 1/4 there is a minimum near the normalized solution), ``deficient`` (1: x is one of many minimizers),
-        ``effective_rows`` (how many rows the fit rests on), ``seconds_reads``, ``seconds_grams``, ``seconds``."""
+        ``effective_rows`` (how many rows the fit rests on), ``seconds_reads``, ``seconds_grams``, ``seconds``, ``method`` (0 Newton,
+        1 L-BFGS), ``gram_ratio`` (what a Gram costs in reads of A; NaN where ``"auto"`` did not measure it)."""
         return self.summary.select(-1, _SUMMARY.index(name))
+
+    @property
+    def method(self) -> str:
+        """The method used and why, of a single problem or a batch's first: ``"lbfgs: a Gram costs 2.4 reads of A"``."""
+        if self.summary.numel() == 0:
+            return _METHODS[0]
+        number = dict(
+            zip(_SUMMARY, self.summary.flatten(0, -2)[0].tolist() if self.summary.dim() > 1 else self.summary.tolist(), strict=True)
+        )
+        reason = "" if math.isnan(number["gram_ratio"]) else f": a Gram costs {number['gram_ratio']:.2g} reads of A"
+        return _METHODS[int(number["method"])] + reason
 
     @property
     def loss(self) -> Tensor:
@@ -151,7 +165,7 @@ class Solution:
 
 def _line(row: Tensor) -> str:
     value = dict(zip(_HISTORY, row.tolist(), strict=True))
-    name = _FORMS[int(value["form"])] + (", full" if value["full"] else "")
+    name = _FORMS[int(value["form"])] + ("", ", full", ", L-BFGS")[int(value["model"])]
     return (
         f"{int(value['iteration']):4d}  log loss {value['log_loss']:.10g}  gradient {value['gradient']:.1e}  "
         f"step {value['step']:.1e} x {value['factor']:.3g}  damping {value['damping']:.0e}  reads {int(value['reads'])}  ({name})"
@@ -180,7 +194,10 @@ def solve(
         problem: what to minimize; batches are solved problem by problem.
         x0: ``[*, d]``; by default a start from b alone (exp: least squares of log b; cosh: a top eigenvector; sinh: the best of 24
             least squares of asinh, with either sign). Zero is stationary for cosh and sinh: not a start.
-        method: ``"newton"``.
+        method: ``"newton"``: a Hessian at every iteration, two reads of A and a Gram (product of d x d). ``"lbfgs"``: one Hessian,
+            that of the point where u fits b, and limited-memory BFGS around it, one read an iteration; Newton steps where it does
+            not pay. ``"auto"``: L-BFGS where a Gram, measured on a part of A, costs more than a read; the choice depends on the
+            machine's speed, ``Solution.method`` says it and why.
         gtol: stop when every entry of the gradient is at most this fraction of the root of the sum of squares of its terms (a term
             counts with the absolute values it is the difference of); rounding (3 eps) stops in any case.
         ftol: stop when the model promises no more than this fraction of the loss; 1e-15, in float32 1e-8, by default.

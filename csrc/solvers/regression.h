@@ -7,25 +7,28 @@
 
 #include "../include/torch_rescaled/regression.h"
 #include "../ops/regression/problem.h"
+#include "../ops/regression/resident.h"
 
 namespace torch_rescaled::solvers {
 
 using at::Tensor;
+using rescaled::ops::RegressionCurvature;
 using rescaled::ops::RegressionPoint;
 using rescaled::ops::RegressionSettings;
 
 using Status = SolveStatus;
 
 struct Options {
+  std::string method = "newton";
   int64_t max_iterations = 100;
   double gtol = 0, ftol = 1e-12, xtol = 0, damping = 1e-12;
 };
 
 // Numbers of a solve, float64: SolveNumber.
-constexpr int64_t kNumbers = static_cast<int64_t>(SolveNumber::seconds) + 1;
-// A line of the history.
+constexpr int64_t kNumbers = static_cast<int64_t>(SolveNumber::gram_ratio) + 1;
+// A line of the history. `model`: 0 Gauss-Newton, 1 the full Hessian, 2 L-BFGS, whose `step` is NaN.
 struct History {
-  enum : int64_t { iteration, log_loss, gradient, step, factor, damping, full, form, reads, count };
+  enum : int64_t { iteration, log_loss, gradient, step, factor, damping, model, form, reads, count };
 };
 
 struct Solution {
@@ -36,12 +39,29 @@ struct Solution {
 };
 
 // Length of the state of a problem.
-int64_t state_size(int64_t columns, int64_t rows);
+int64_t state_size(int64_t columns, int64_t rows, const std::string& method);
 
-// A starting point from b alone, of one problem: docs/solver.md. `reads` counts passes over A.
-Tensor starting_point(const RegressionPoint&, const RegressionSettings&, int64_t& reads);
+struct Start {
+  Tensor x;                   // undefined: none
+  RegressionCurvature model;  // fitted_curvature, where the start needed it
+  int64_t reads = 0, grams = 0;
+};
+// A starting point from b alone, of one problem in the normalized or the plain form: docs/solver.md.
+Start starting_point(const RegressionPoint&, const RegressionSettings&);
 
-// One problem: A [n, d], b [n], x0 in `point.x` (undefined: starting_point). `state`: of an earlier call, or undefined.
+// Gauss-Newton's Hessian where u is unit b, which is near the solution, and its noise; for exp its gradient solves for
+// x there. exp needs nothing else, sinh the sum of u at a point, cosh a point's logits too.
+struct FittedTo {
+  double sum = 1;
+  Tensor logits;
+};
+RegressionCurvature fitted_curvature(const RegressionPoint&, const RegressionSettings&, const FittedTo&);
+
+// The method for "auto": by what a Gram of A costs, measured on a part of its rows. `gram_ratio`: in reads.
+SolveMethod choose_method(const Tensor& A, const Tensor& b, double& gram_ratio);
+
+// One problem: A [n, d], b [n], x0 in `point.x` (undefined: starting_point). `state`: of an earlier call with the
+// same method, or undefined.
 // At most `chunk` iterations.
 Solution solve_problem(const RegressionPoint& point, const RegressionSettings&, const Options&, const Tensor& state,
                        int64_t chunk);

@@ -53,7 +53,8 @@ Tensor restored(const Tensor& t, const std::vector<int64_t>& full) {
 void check_solver(const RegressionPoint& x, const Tensor& state, c10::string_view method, int64_t max_iterations,
                   double gtol, double ftol, double xtol, double damping, int64_t chunk) {
   const char* op = "solve_regression";
-  RESCALED_CHECK(VALUE, method == "newton", op, "method 'newton', got '", method, "'");
+  RESCALED_CHECK(VALUE, method == "newton" || method == "lbfgs" || method == "auto", op,
+                 "method 'newton', 'lbfgs' or 'auto', got '", method, "'");
   RESCALED_CHECK(VALUE, max_iterations >= 0, op, "max_iterations >= 0, got ", max_iterations);
   for (const auto& [name, value] :
        {std::pair<const char*, double>{"gtol", gtol}, {"ftol", ftol}, {"xtol", xtol}, {"damping", damping}})
@@ -62,9 +63,9 @@ void check_solver(const RegressionPoint& x, const Tensor& state, c10::string_vie
   RESCALED_CHECK(VALUE, chunk >= 0, op, "chunk >= 0, got ", chunk);
   if (!state.defined()) return;
   RESCALED_CHECK(TYPE, state.scalar_type() == at::kDouble, op, "state of dtype float64, got ", state.scalar_type());
-  const int64_t size = state_size(x.A.size(-1), x.A.size(-2));
+  const int64_t size = state_size(x.A.size(-1), x.A.size(-2), std::string(method));
   RESCALED_CHECK(VALUE, state.dim() >= 1 && state.size(-1) == size, op, "state of shape [*, ", size,
-                 "] as an earlier call with this problem returned it, got ", shape(state));
+                 "] as an earlier call with this problem and method returned it, got ", shape(state));
 }
 
 // All problems, one after another, or side by side where each is too small for threads of its own.
@@ -78,7 +79,7 @@ Four solve(SOLVE_POINT, RESCALED_REGRESSION_SETTINGS, SOLVE_OPTIONS) {
                             flattened(given.row_weight, 1, full), flattened(given.penalty_weight, 1, full)};
   const Tensor states = flattened(defined_or(state), 1, full);
   const int64_t count = all.A.size(0), n = A.size(-2), d = A.size(-1);
-  const Options options{max_iterations, gtol, ftol, xtol, damping};
+  const Options options{std::string(method), max_iterations, gtol, ftol, xtol, damping};
   std::vector<Solution> found(static_cast<size_t>(count));
   const auto one = [](const Tensor& t, int64_t i) { return t.defined() ? t.select(0, i) : t; };
   const auto run = [&](int64_t begin, int64_t end) {
@@ -97,7 +98,7 @@ Four solve(SOLVE_POINT, RESCALED_REGRESSION_SETTINGS, SOLVE_OPTIONS) {
   const auto doubles = at::TensorOptions().dtype(at::kDouble);
   Tensor x = at::empty({count, d}, b.options()), summary = at::empty({count, kNumbers}, doubles),
          history = at::full({count, lines, History::count}, std::numeric_limits<double>::quiet_NaN(), doubles),
-         packed = at::empty({count, state_size(d, n)}, doubles);
+         packed = at::empty({count, state_size(d, n, options.method)}, doubles);
   for (int64_t i = 0; i < count; ++i) {
     const Solution& s = found[static_cast<size_t>(i)];
     x.select(0, i).copy_(s.x), summary.select(0, i).copy_(s.summary), packed.select(0, i).copy_(s.state);

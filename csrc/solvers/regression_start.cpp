@@ -7,10 +7,10 @@
 #include <ATen/ops/exp2.h>
 #include <ATen/ops/linalg_eigh.h>
 #include <ATen/ops/linspace.h>
-#include <ATen/ops/log.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/ones_like.h>
+#include <ATen/ops/sign.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
@@ -49,46 +49,45 @@ Tensor losses_along(const Tensor& t, const Tensor& steps, const RegressionPoint&
   return at::where(losses.isfinite(), losses, std::numeric_limits<double>::infinity());
 }
 
-// Least squares of log b, weights b^2: near the solution u - b is about b (z - log b). With a free intercept where the
-// loss has a free scale.
-Tensor log_start(const RegressionPoint& x, const RegressionSettings& settings, int64_t& reads) {
-  const Tensor most = x.b.max(), positive = x.b > 0, relative = x.b / most;
-  const Tensor logarithm = at::where(positive, relative, 1).log();
-  Tensor weight = at::where(positive, relative.square(), 0);
-  if (x.row_weight.defined()) weight = weight * x.row_weight;
-  const double sum = weight.sum().item<double>();
-  if (!(sum > 0) || !(most.item<double>() > 0)) return {};
-  const bool plain = settings.form == "plain";
-  const Tensor aim = plain ? logarithm + most.log() : logarithm - (weight * logarithm).sum() / sum;
-  const RegressionCurvature found = weighted_gram(x.A, weight * aim, weight, weight, plain ? 0 : -1 / sum);
-  reads += 1;
-  const Tensor W = whitening(wide(found.hessian), kCutoff);
-  return at::matmul(W, at::matmul(W.mT(), wide(found.gradient)));
+// Least squares of log b in the metric of Gauss-Newton's Hessian where u is unit b: one step from there. In the
+// normalized form the metric does not see an intercept.
+Start log_start(const RegressionPoint& x, const RegressionSettings& settings) {
+  Start start;
+  if (!(x.b.max().item<double>() > 0)) return start;
+  start.model = fitted_curvature(x, settings, {});
+  start.reads = start.grams = 1;
+  const Tensor W = whitening(wide(start.model.hessian), kCutoff);
+  start.x = at::matmul(W, at::matmul(W.mT(), wide(start.model.gradient)));
+  return start;
 }
 
 // The direction along which |z| goes with the ranks of b, in coordinates where A has orthonormal columns; then its
 // length by the loss.
-Tensor spectral_start(const RegressionPoint& x, const RegressionSettings& settings, int64_t& reads) {
+Start spectral_start(const RegressionPoint& x, const RegressionSettings& settings) {
+  Start found;
   const int64_t n = x.b.size(-1);
   const Tensor ones = at::ones_like(x.b), rank = x.b.argsort().argsort().to(x.b.scalar_type()) / n;
   const Tensor W = whitening(wide(weighted_gram(x.A, ones, ones, ones, 0).hessian), kCutoff);
   const Tensor ranked = wide(weighted_gram(x.A, ones, rank, ones, 0).hessian);
-  if (W.size(1) == 0 || !ranked.isfinite().all().item<bool>()) return {};
+  found.reads = found.grams = 2;
+  if (W.size(1) == 0 || !ranked.isfinite().all().item<bool>()) return found;
   const Tensor vectors = std::get<1>(at::linalg_eigh(at::matmul(W.mT(), at::matmul(ranked, W))));
   Tensor start = at::matmul(W, vectors.select(1, -1));
   const Tensor z = regression_matvec(x.A, start.to(x.b.options()));
-  reads += 3;
+  found.reads += 1;
   const double size = z.square().mean().sqrt().item<double>();
-  if (!(size > 0)) return {};
+  if (!(size > 0)) return found;
   const Tensor lengths = at::exp2(at::arange(-3, 4.25, .5, at::kDouble)) / size;
-  return start * lengths[losses_along(z, lengths.to(x.b.device()), x, settings).argmin()];
+  found.x = start * lengths[losses_along(z, lengths.to(x.b.device()), x, settings).argmin()];
+  return found;
 }
 
 // Least squares of asinh(k b) for many k and both signs; the best by the loss.
-Tensor asinh_start(const RegressionPoint& x, const RegressionSettings& settings, int64_t& reads) {
+Start asinh_start(const RegressionPoint& x, const RegressionSettings& settings) {
+  Start found;
   const Tensor median = x.b.abs().median();
   const double size = median.item<double>() > 0 ? median.item<double>() : x.b.abs().max().item<double>();
-  if (!(size > 0)) return {};
+  if (!(size > 0)) return found;
   Tensor scales = at::exp2(at::linspace(-3, 14, 24, x.b.options())) / size;
   if (settings.form == "plain") scales = at::ones_like(scales.slice(0, 0, 1));
   const Tensor aims = at::asinh(x.b.unsqueeze(-1) * scales.unsqueeze(0)), ones = at::ones_like(x.b);  // [n, K]
@@ -96,33 +95,60 @@ Tensor asinh_start(const RegressionPoint& x, const RegressionSettings& settings,
   const Tensor A = x.A.to(x.b.scalar_type());
   const Tensor starts = at::matmul(W, at::matmul(W.mT(), wide(at::matmul(A.mT(), aims))));  // [d, K]
   const Tensor z = at::matmul(A, starts.to(x.b.options()));
-  reads += 3;
+  found.reads = 3, found.grams = 1;
   const Tensor signs = settings.form == "plain" ? at::ones({1}, at::kDouble) : at::linspace(1, -1, 2, at::kDouble);
   double best = std::numeric_limits<double>::infinity();
-  Tensor found;
   for (int64_t k = 0; k < starts.size(1); ++k) {
     const Tensor losses = losses_along(z.select(1, k), signs.to(x.b.device()), x, settings);
     const int64_t sign = losses.argmin().item<int64_t>();
     const double loss = losses[sign].item<double>();
-    if (loss < best) best = loss, found = starts.select(1, k) * signs[sign];
+    if (loss < best) best = loss, found.x = starts.select(1, k) * signs[sign];
   }
   return found;
 }
 
 }  // namespace
 
-Tensor starting_point(const RegressionPoint& x, const RegressionSettings& settings, int64_t& reads) {
+RegressionCurvature fitted_curvature(const RegressionPoint& x, const RegressionSettings& settings, const FittedTo& to) {
+  const bool normalized = settings.form == "normalized";
+  const double inverse = normalized ? 1 / to.sum : 1;
+  Tensor f = x.b, du;
+  if (settings.kind == "exp") {
+    f = f.clamp_min(0);
+    if (normalized) f = f / f.sum();
+    du = f;
+  } else if (settings.kind == "sinh") {
+    du = (f.square() + inverse * inverse).sqrt() * (inverse < 0 ? -1. : 1.);
+  } else {
+    du = (f.square() - inverse * inverse).clamp_min(0).sqrt() * at::sign(to.logits);
+  }
+  const Tensor zero = at::zeros_like(f), w = x.row_weight.defined() ? x.row_weight : at::ones_like(f), wf = w * f;
+  Tensor aim = zero, diagonal = w * du.square();
+  if (settings.kind == "exp") {
+    const Tensor logarithm = at::where(f > 0, f, 1).log();
+    aim = normalized ? logarithm - (f * logarithm).sum() : logarithm;
+    aim = normalized ? f * (wf * aim) - f * (f * wf * aim).sum() : f * wf * aim;
+  }
+  if (x.penalty_weight.defined()) diagonal = diagonal + x.penalty_weight.square();
+  Tensor statistics = at::zeros({Statistics::count}, f.options().dtype(at::kDouble));
+  if (normalized) statistics[Statistics::square].copy_((wf * f).sum());
+  const Tensor noise = (2 * du * wf).square();
+  const Tensor rows =
+      at::stack({aim, diagonal, zero, normalized ? du : zero, normalized ? wf * du : zero, zero, noise});
+  return regression_curvature(x.A, rows, statistics, "gauss_newton");
+}
+
+Start starting_point(const RegressionPoint& x, const RegressionSettings& settings) {
   const int64_t d = x.A.size(-1);
-  RegressionSettings chosen = settings;  // a rescaled loss is small where u is: the normalized one tells starts apart
-  if (settings.form == "rescaled") chosen.form = "normalized";
-  Tensor start;
+  Start start;
   if (x.b.numel() > 0 && d > 0 && x.b.isfinite().all().item<bool>())
-    start = settings.kind == "exp"    ? log_start(x, chosen, reads)
-            : settings.kind == "cosh" ? spectral_start(x, chosen, reads)
-                                      : asinh_start(x, chosen, reads);
-  if (!start.defined() || !start.isfinite().all().item<bool>())
-    start = at::linspace(.5, 1, d, at::kDouble) / (d > 0 ? d : 1);  // nothing to go by
-  return start.to(x.b.options());
+    start = settings.kind == "exp"    ? log_start(x, settings)
+            : settings.kind == "cosh" ? spectral_start(x, settings)
+                                      : asinh_start(x, settings);
+  if (!start.x.defined() || !start.x.isfinite().all().item<bool>())
+    start.x = at::linspace(.5, 1, d, at::kDouble) / (d > 0 ? d : 1);  // nothing to go by
+  start.x = start.x.to(x.b.options());
+  return start;
 }
 
 }  // namespace torch_rescaled::solvers

@@ -8,19 +8,19 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <vector>
 
-#include "../ops/regression/resident.h"
 #include "direction.h"
+#include "quasi_newton.h"
 #include "regression.h"
 
 namespace torch_rescaled::solvers {
-namespace {
 
 using Rows = rescaled::RegressionRows;
 using Numbers = rescaled::RegressionStatistics;
 using Model = rescaled::RegressionModel;
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
+inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 template <size_t kCount>
 std::array<double, kCount> numbers(const Tensor& t) {
@@ -32,12 +32,12 @@ std::array<double, kCount> numbers(const Tensor& t) {
 using Point = std::array<double, Numbers::count>;
 
 // How much lower the loss is at `to`, in units of the loss's scale at `from`; -inf where it is not a number.
-double gain(const Point& from, const Point& to) {
+inline double gain(const Point& from, const Point& to) {
   if (!std::isfinite(to[Numbers::loss])) return -kInfinity;
   const double by = std::min(to[Numbers::log_scale] - from[Numbers::log_scale], 700.);
   return from[Numbers::loss] - to[Numbers::loss] * std::exp(by);
 }
-double log_loss(const Point& p) { return std::log(p[Numbers::loss]) + p[Numbers::log_scale]; }
+inline double log_loss(const Point& p) { return std::log(p[Numbers::loss]) + p[Numbers::log_scale]; }
 
 // The quadratic models of the gain along a direction, from its products with the rows.
 struct Models {
@@ -52,22 +52,28 @@ struct Models {
   }
 };
 
-// Everything that an iteration hands to the next, as numbers; `x`, `anchor` and `logits` beside them.
+// Everything that an iteration hands to the next.
 struct State {
   enum : int64_t {
     status,
     phase,
+    method,    // SolveMethod
+    exact,     // 1: the next step is Newton's
+    resident,  // 1: `logits` and `point` belong to `x`; 0: `gradient` and `point` do
     full_mode,
     damping,
     iterations,
     since_refresh,
     flat,
+    slow,
+    promised,
     anchor_log_sum,
     reads,
     grams,
     certificate,
+    gram_ratio,
     deficient,
-    gradient,
+    relative_gradient,
     seconds_reads,
     seconds_grams,
     seconds,
@@ -75,22 +81,35 @@ struct State {
   };
   static constexpr double kNormalizedFirst = 0, kFinal = 1;  // of `phase`
   std::array<double, count> number{};
+  Point point{};
   Tensor x, anchor, logits;  // anchor: the normalized form's solution
+  Tensor gradient;           // float64, in the units of the point
+  Memory memory;
   double& operator[](int64_t i) { return number[static_cast<size_t>(i)]; }
   double operator[](int64_t i) const { return number[static_cast<size_t>(i)]; }
 
-  Tensor pack() const {
-    return at::cat(
-        {at::tensor(at::ArrayRef<double>(number.data(), number.size())), wide(x), wide(anchor), wide(logits)});
+  static int64_t size(int64_t d, int64_t n, bool with_memory) {
+    return int64_t{count} + int64_t{Numbers::count} + n + 2 * d + (with_memory ? d + Memory::size(d) : 0);
   }
-  static State unpack(const Tensor& packed, const at::TensorOptions& options, int64_t d, int64_t n) {
+  Tensor pack(bool with_memory) const {
+    std::vector<Tensor> parts = {at::tensor(at::ArrayRef<double>(number.data(), number.size())),
+                                 at::tensor(at::ArrayRef<double>(point.data(), point.size())), wide(x), wide(anchor),
+                                 wide(logits)};
+    if (with_memory) parts.insert(parts.end(), {gradient, memory.pack()});
+    return at::cat(parts);
+  }
+  static State unpack(const Tensor& packed, const at::TensorOptions& options, int64_t d, int64_t n, bool with_memory) {
     State s;
-    s.number = numbers<count>(packed);
-    const auto part = [&](int64_t first, int64_t size) { return packed.slice(0, first, first + size).to(options); };
-    s.x = part(count, d), s.anchor = part(count + d, d), s.logits = part(count + 2 * d, n);
+    int64_t next = 0;
+    const auto part = [&](int64_t size) {
+      next += size;
+      return packed.slice(0, next - size, next);
+    };
+    s.number = numbers<count>(part(count)), s.point = numbers<Numbers::count>(part(Numbers::count));
+    s.x = part(d).to(options), s.anchor = part(d).to(options), s.logits = part(n).to(options);
+    if (with_memory) s.gradient = wide(part(d)), s.memory = Memory::unpack(wide(part(Memory::size(d))), d);
     return s;
   }
 };
 
-}  // namespace
 }  // namespace torch_rescaled::solvers

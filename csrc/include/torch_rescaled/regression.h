@@ -32,7 +32,8 @@ struct SolveOptions {
   std::optional<double> ftol = std::nullopt;       ///< of the loss the model promises; 1e-15, in float32 1e-8
   double xtol = 0;                                 ///< of the logits' change
   double damping = 1e-12;                          ///< relative to the Hessian's diagonal
-  std::optional<at::Tensor> state = std::nullopt;  ///< of an earlier call with the same problem
+  std::string method = "newton";                   ///< "newton", "lbfgs", or "auto": by what a Gram of A costs
+  std::optional<at::Tensor> state = std::nullopt;  ///< of an earlier call with the same problem and method
 };
 
 /// Numbers of the summary, in this order.
@@ -48,7 +49,14 @@ enum class SolveNumber : int64_t {
   effective_rows,  ///< how many rows the fit rests on
   seconds_reads,
   seconds_grams,
-  seconds
+  seconds,
+  method,     ///< SolveMethod
+  gram_ratio  ///< what a Gram costs, in reads of A; NaN where "auto" did not measure it
+};
+/// How steps are computed.
+enum class SolveMethod : int64_t {
+  newton,  ///< a Hessian at every iteration: two reads and a Gram
+  lbfgs    ///< one Hessian, where u fits b, and limited-memory BFGS around it: one read
 };
 /// Why a solve ended.
 enum class SolveStatus : int64_t {
@@ -67,7 +75,7 @@ enum class SolveStatus : int64_t {
 
 struct RegressionSolution {
   at::Tensor x;        // [*, d]; differentiable once in A, b and the weights
-  at::Tensor summary;  // [*, 12] float64: SolveNumber
+  at::Tensor summary;  // [*, 14] float64: SolveNumber
   at::Tensor history;  // [*, iterations, 9] float64
   at::Tensor state;
   double number(SolveNumber which) const { return summary.select(-1, static_cast<int64_t>(which)).item<double>(); }
@@ -105,7 +113,7 @@ inline RegressionSolution solve_regression(const at::Tensor& A, const at::Tensor
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("torch_rescaled::solve_regression", "").typed<Signature>();
   auto [x, summary, history, state] =
-      op.call(A, b, solve.x0, options.row_weight, options.penalty_weight, options.kind, options.form, "newton",
+      op.call(A, b, solve.x0, options.row_weight, options.penalty_weight, options.kind, options.form, solve.method,
               solve.max_iterations, solve.gtol, solve.ftol, solve.xtol, solve.damping, std::nullopt, solve.state);
   return {x, summary, history, state};
 }

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// A step of L-BFGS around one Hessian, that of the point where u is unit b: one read of A, no Gram. Where a full step
+// does not pay, one of Newton's, whose Hessian takes the other's place.
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/abs.h>
+#include <ATen/ops/dot.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "regression_solver.h"
+
+namespace torch_rescaled::solvers {
+namespace {
+
+using namespace rescaled::ops;
+
+constexpr double kArmijo = 1e-4;
+constexpr double kPoor = .1;   // of what the model promised: its Hessian is of another place
+constexpr double kSlow = .5;   // decrease of the promise from one step to the next,
+constexpr int kSlowSteps = 2;  // that many times: so is this
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+double seconds_of(const std::function<void()>& f) {
+  double seconds = 0;
+  {
+    const Clock clock(seconds);
+    f();
+  }
+  return seconds;
+}
+
+}  // namespace
+
+SolveMethod choose_method(const Tensor& A, const Tensor& b, double& gram_ratio) {
+  constexpr int64_t kSmall = 1 << 18, kParts = 32, kLeastRows = 4096;
+  const int64_t n = A.size(0), d = A.size(1);
+  if (n * d < kSmall || !A.device().is_cpu()) return SolveMethod::newton;
+  const int64_t rows = std::min(n / 2, std::max(n / kParts, kLeastRows));
+  const Tensor v = at::zeros({d}, b.options()), numbers = at::zeros({Numbers::count}, at::kDouble);
+  double read = kInfinity, both = kInfinity;
+  for (const int64_t first : {int64_t{0}, n / 2}) {
+    const Tensor part = A.narrow(0, first, rows), zero = at::zeros({rows}, b.options()), one = at::ones_like(zero);
+    const Tensor resident = at::stack({zero, one, zero, zero, zero, zero, zero});
+    read = std::min(read, seconds_of([&] { regression_matvec(part, v); }));
+    both = std::min(both, seconds_of([&] { regression_curvature(part, resident, numbers, "gauss_newton"); }));
+  }
+  gram_ratio = std::max(both / read - 1, 0.);
+  return gram_ratio > 1 ? SolveMethod::lbfgs : SolveMethod::newton;
+}
+
+void RegressionSolver::begin_memory(const Start& start) {
+  evaluate_at_x();
+  RegressionCurvature model = start.model;
+  if (!model.hessian.defined()) {
+    FittedTo to{point_[Numbers::sum_sign] * std::exp(point_[Numbers::log_sum]), {}};
+    if (form_.kind == "cosh") to.logits = matvec(state_.x);
+    const Clock clock(state_[State::seconds_grams]);
+    model = fitted_curvature(problem_, form_, to);
+    state_[State::reads] += 1, state_[State::grams] += 1;
+  }
+  state_.memory.begin(wide(model.hessian), wide(model.noise), 0);
+  if (state_.memory.hessian.isfinite().all().item<bool>()) state_[State::exact] = 0;
+}
+
+void RegressionSolver::memory_iteration(std::vector<Tensor>& history) {
+  constexpr double kModel = 2;
+  Memory& memory = state_.memory;
+  state_[State::iterations] += 1;
+  const double unit = std::exp(point_[Numbers::log_scale] - memory.log_scale);
+  const Tensor gradient = state_.gradient * unit;
+  // What rounding x does, where Newton's steps carry A x on: to the gradient, and to the loss.
+  const Tensor square = wide(state_.x).square();
+  const Tensor noise_of_x = at::matmul(memory.hessian.square(), square);
+  const double loss_of_x = at::dot(memory.hessian.diagonal().abs(), square).item<double>() / unit;
+  if (gradient_is_zero(gradient, memory.noise + noise_of_x)) {
+    record(history, 0, 0, kModel);
+    return converged(Status::gradient);
+  }
+  const auto [step, shift, deficient] = memory.direction(gradient, options_.damping);
+  if (deficient) state_[State::deficient] = 1;
+  const double promised = step.defined() ? -at::dot(step, state_.gradient).item<double>() : kNan;
+  if (!std::isfinite(promised) || promised <= 0) {
+    state_[State::exact] = 1, state_[State::iterations] -= 1;
+    return;
+  }
+  const bool last = promises_nothing(promised) || promised <= 4 * epsilon_ * epsilon_ * loss_of_x;
+  const double noise = rounding();
+  const Point before = point_;
+  const Tensor old_x = state_.x, old_gradient = state_.gradient;
+  state_.x = old_x + step.to(old_x.options());
+  evaluate_at_x();
+  const double found = gain(before, point_);
+  const bool good = found > kArmijo * promised || ((last || promised < 10 * noise) && found >= -noise);
+  if (!good) state_.x = old_x, point_ = before, state_.gradient = old_gradient;
+  record(history, good ? kNan : 0, good, kModel);
+  if (last) return converged(Status::loss);
+  if (good && flat(log_loss(before))) return converged(Status::flat);
+  const double kept = promised * unit;
+  state_[State::slow] += state_[State::promised] > 0 && kept > kSlow * state_[State::promised];
+  state_[State::promised] = kept;
+  if (!good || found < kPoor * promised / 2 || state_[State::slow] >= kSlowSteps) {
+    state_[State::exact] = 1, state_[State::slow] = state_[State::promised] = 0;
+    return watch_sum();
+  }
+  const double new_unit = std::exp(point_[Numbers::log_scale] - memory.log_scale);
+  memory.add(wide(state_.x) - wide(old_x), state_.gradient * new_unit - gradient);
+  watch_sum();
+}
+
+}  // namespace torch_rescaled::solvers

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What the steps of a regression's solver share: knowing a point, and when to stop. docs/solver.md.
+#include "regression_solver.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/abs.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/full_like.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "../ops/regression/primitives.h"
+
+namespace torch_rescaled::solvers {
+namespace {
+
+using namespace rescaled::ops;
+
+constexpr double kVanishing = 1e-3;  // largest logit below which sinh is linear, and cosh constant
+constexpr int kFlatSteps = 5;
+
+}  // namespace
+
+RegressionSolver::RegressionSolver(const RegressionPoint& x, const RegressionSettings& settings, const Options& options,
+                                   State& state)
+    : problem_(x),
+      settings_(settings),
+      options_(options),
+      state_(state),
+      epsilon_(x.b.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon()
+                                                : std::numeric_limits<float>::epsilon()),
+      point_(state.point) {
+  set_form();
+}
+
+void RegressionSolver::begin(const RegressionPoint& problem, const RegressionSettings& settings, const Options& options,
+                             State& state) {
+  state[State::phase] = settings.form == "rescaled" ? State::kNormalizedFirst : State::kFinal;
+  state[State::damping] = options.damping;
+  state[State::certificate] = state[State::gram_ratio] = std::numeric_limits<double>::quiet_NaN();
+  state[State::exact] = 1;
+  state.logits = at::zeros_like(problem.b);
+  RegressionSolver solver(problem, settings, options, state);
+  SolveMethod method = options.method == "lbfgs" ? SolveMethod::lbfgs : SolveMethod::newton;
+  if (options.method == "auto") method = choose_method(problem.A, problem.b, state[State::gram_ratio]);
+  state[State::method] = static_cast<double>(method);
+  Start start;
+  if (problem.x.defined())
+    start.x = problem.x.clone();
+  else
+    start = starting_point(problem, solver.form_);
+  state.x = start.x, state.anchor = at::zeros_like(state.x);
+  state[State::reads] = static_cast<double>(start.reads), state[State::grams] = static_cast<double>(start.grams);
+  state.memory.begin(at::zeros({state.x.size(0), state.x.size(0)}, at::kDouble), wide(state.anchor), 0);
+  state.gradient = wide(state.anchor);
+  if (method == SolveMethod::lbfgs)
+    solver.begin_memory(start);
+  else
+    solver.settle();
+}
+
+void RegressionSolver::run(int64_t chunk, std::vector<Tensor>& history) {
+  if (running() && !std::isfinite(point_[Numbers::loss])) finish(Status::non_finite);
+  for (; chunk > 0 && running(); --chunk) {
+    if (state_[State::iterations] >= static_cast<double>(options_.max_iterations)) finish(Status::max_iterations);
+    if (!running()) break;
+    state_[State::exact] != 0 ? newton_iteration(history) : memory_iteration(history);
+  }
+}
+
+void RegressionSolver::set_form() {
+  form_ = settings_;
+  if (state_[State::phase] == State::kNormalizedFirst) form_.form = "normalized";
+}
+
+void RegressionSolver::evaluate() {
+  point_ = numbers<Numbers::count>(regression_statistics(state_.logits, {}, {}, problem_, form_).squeeze(-2));
+  rows_ = Tensor();
+  fresh_ = false;
+}
+
+void RegressionSolver::settle() {
+  if (state_[State::resident] != 0) return;
+  state_.logits = matvec(state_.x);
+  state_[State::resident] = 1, state_[State::since_refresh] = 0;
+  evaluate();
+}
+
+void RegressionSolver::evaluate_at_x() {
+  const Clock clock(state_[State::seconds_reads]);
+  state_[State::reads] += 1, state_[State::resident] = 0;
+  RegressionPoint here = problem_;
+  here.x = state_.x;
+  const auto [statistics, gradient] = regression_evaluate(here, form_);
+  point_ = numbers<Numbers::count>(statistics);
+  state_.gradient = wide(gradient);
+  rows_ = Tensor();
+  fresh_ = false;
+}
+
+Point RegressionSolver::trial(const Tensor& direction, double step) {
+  const Tensor steps = at::full({1}, step, state_.logits.options().dtype(at::kDouble));
+  return numbers<Numbers::count>(regression_statistics(state_.logits, direction, steps, problem_, form_));
+}
+
+Tensor RegressionSolver::matvec(const Tensor& v) {
+  const Clock clock(state_[State::seconds_reads]);
+  state_[State::reads] += 1;
+  return regression_matvec(problem_.A, v);
+}
+
+void RegressionSolver::fill_rows() {
+  if (rows_.defined()) return;
+  statistics_ = at::tensor(at::ArrayRef<double>(point_.data(), point_.size())).to(state_.logits.device());
+  rows_ = regression_rows(state_.logits, statistics_, problem_, form_);
+}
+
+void RegressionSolver::curve() {
+  if (fresh_) return;
+  fill_rows();
+  const Clock clock(state_[State::seconds_grams]);
+  const RegressionCurvature found =
+      regression_curvature(problem_.A, rows_, statistics_, state_[State::full_mode] != 0 ? "full" : "gauss_newton");
+  state_[State::reads] += 1, state_[State::grams] += 1;
+  gradient_ = wide(found.gradient), hessian_ = wide(found.hessian), noise_ = wide(found.noise);
+  fresh_ = true;
+}
+
+double RegressionSolver::rounding() const {
+  const double rows = static_cast<double>(std::max<int64_t>(problem_.b.numel(), 1)), loss = point_[Numbers::loss];
+  return epsilon_ *
+         (12 * std::sqrt(2 * loss * point_[Numbers::magnitude] / rows) * (1 + point_[Numbers::largest]) + 4 * loss);
+}
+
+bool RegressionSolver::promises_nothing(double promised) const {
+  return promised <=
+         std::max(options_.ftol * point_[Numbers::loss], 4 * epsilon_ * epsilon_ * point_[Numbers::magnitude]);
+}
+
+// Keeps the largest |g_k| over the root of the sum of squares of its terms: eps at the best there is.
+bool RegressionSolver::gradient_is_zero(const Tensor& gradient, const Tensor& noise) {
+  const Tensor relative = gradient.abs() / noise.sqrt();
+  state_[State::relative_gradient] =
+      gradient.numel() == 0 ? 0 : at::where(gradient == 0, 0, relative).max().item<double>();
+  return state_[State::relative_gradient] <= std::max(options_.gtol, 3 * epsilon_);
+}
+
+bool RegressionSolver::flat(double before) {
+  state_[State::flat] = std::abs(log_loss(point_) - before) < 1e-10 ? state_[State::flat] + 1 : 0;
+  return state_[State::flat] >= kFlatSteps;
+}
+
+// In the rescaled form: is the loss escaping to a sum of 0?
+void RegressionSolver::watch_sum() {
+  if (settings_.form != "rescaled" || state_[State::phase] != State::kFinal) return;
+  if (point_[Numbers::log_sum] >= state_[State::anchor_log_sum] - 1) return;
+  state_.x = state_.anchor, state_[State::resident] = 0;
+  settle();
+  finish(Status::drift);
+}
+
+void RegressionSolver::converged(Status status) {
+  if (settings_.form != "rescaled" || state_[State::phase] != State::kNormalizedFirst) return finish(status);
+  // The normalized form's solution: from here the rescaled loss, or back to here.
+  settle();
+  certify();
+  state_[State::phase] = State::kFinal;
+  state_[State::anchor_log_sum] = point_[Numbers::log_sum];
+  state_.anchor = state_.x;
+  state_[State::damping] = options_.damping, state_[State::full_mode] = 0, state_[State::flat] = 0;
+  state_[State::exact] = 1;
+  set_form();
+  evaluate();
+}
+
+void RegressionSolver::stop(Status status) {
+  const bool near_pole = form_.form == "normalized" && point_[Numbers::spread] > 1 / std::sqrt(epsilon_);
+  converged(near_pole ? Status::singular_sum : status);
+}
+
+void RegressionSolver::finish(Status status) {
+  // Toward z = 0 a two-sided loss has minima of no interest, or an infimum that nothing attains.
+  if (status != Status::non_finite && form_.kind != "exp" && point_[Numbers::largest] < kVanishing)
+    status = Status::vanishing;
+  state_[State::status] = static_cast<double>(status);
+}
+
+// Delta = (|c| / |f|)^2 / (1 - R^2) at the normalized solution: below 1/4 the rescaled loss has a minimum nearby.
+void RegressionSolver::certify() {
+  fill_rows();
+  const Tensor zero = at::zeros_like(rows_.select(-2, 0));
+  Tensor diagonal = rows_.select(-2, Rows::p).square();
+  if (problem_.row_weight.defined()) diagonal = diagonal * problem_.row_weight;
+  const Tensor q = rows_.select(-2, Rows::q);
+  const RegressionCurvature found = regression_curvature(
+      problem_.A, at::stack({q, diagonal, zero, zero, zero, zero, zero}), at::zeros_like(statistics_), "gauss_newton");
+  state_[State::reads] += 1, state_[State::grams] += 1;
+  const Tensor h = wide(found.gradient), W = whitening(wide(found.hessian), 1e-13);
+  const double square = point_[Numbers::square], part = at::matmul(W.mT(), h).square().sum().item<double>() / square;
+  const double residual = 2 * (point_[Numbers::loss] - point_[Numbers::penalty]);
+  state_[State::certificate] = residual / square / std::max(1 - part, 1e-16);
+}
+
+void RegressionSolver::record(std::vector<Tensor>& history, double step, double factor, double model) const {
+  const double form = form_.form == "normalized" ? 1 : form_.form == "plain" ? 2 : 0;
+  const double row[History::count] = {state_[State::iterations],
+                                      log_loss(point_),
+                                      state_[State::relative_gradient],
+                                      step,
+                                      factor,
+                                      state_[State::damping],
+                                      model,
+                                      form,
+                                      state_[State::reads]};
+  history.push_back(at::tensor(at::ArrayRef<double>(row, History::count)));
+}
+
+int64_t state_size(int64_t columns, int64_t rows, const std::string& method) {
+  return State::size(columns, rows, method != "newton");
+}
+
+Solution solve_problem(const RegressionPoint& point, const RegressionSettings& settings, const Options& options,
+                       const Tensor& packed, int64_t chunk) {
+  const int64_t n = point.A.size(-2), d = point.A.size(-1);
+  const bool with_memory = options.method != "newton";
+  State state;
+  double seconds = 0;
+  std::vector<Tensor> history;
+  {
+    const Clock clock(seconds);
+    if (packed.defined())
+      state = State::unpack(packed, point.b.options(), d, n, with_memory);
+    else
+      RegressionSolver::begin(point, settings, options, state);
+    // A caller who goes on has asked for more.
+    if (state[State::status] == static_cast<double>(Status::max_iterations))
+      state[State::status] = static_cast<double>(Status::running);
+    RegressionSolver(point, settings, options, state).run(chunk, history);
+  }
+  state[State::seconds] += seconds;
+  // In the order of SolveNumber.
+  const double summary[kNumbers] = {
+      state[State::status],        log_loss(state.point),       state[State::relative_gradient],
+      state[State::iterations],    state[State::reads],         state[State::grams],
+      state[State::certificate],   state[State::deficient],     1 / state.point[Numbers::concentration],
+      state[State::seconds_reads], state[State::seconds_grams], state[State::seconds],
+      state[State::method],        state[State::gram_ratio]};
+  Solution out;
+  out.x = state.x;
+  out.summary = at::tensor(at::ArrayRef<double>(summary, kNumbers));
+  out.history = history.empty() ? at::zeros({0, History::count}, at::kDouble) : at::stack(history);
+  out.state = state.pack(with_memory);
+  return out;
+}
+
+}  // namespace torch_rescaled::solvers

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// One regression problem being solved: docs/solver.md. Steps of Newton's method (regression_newton.cpp) keep z = A x
+// and t = A s resident; those of L-BFGS (regression_lbfgs.cpp) know a point by one read of A.
+#pragma once
+#include <chrono>
+#include <vector>
+
+#include "regression_state.h"
+
+namespace torch_rescaled::solvers {
+
+class Clock {
+ public:
+  explicit Clock(double& total) : total_(total), start_(std::chrono::steady_clock::now()) {}
+  ~Clock() { total_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+  Clock(const Clock&) = delete;
+  Clock& operator=(const Clock&) = delete;
+
+ private:
+  double& total_;
+  std::chrono::steady_clock::time_point start_;
+};
+
+class RegressionSolver {
+ public:
+  // `state` as `begin` or an earlier solver left it.
+  RegressionSolver(const RegressionPoint&, const RegressionSettings&, const Options&, State& state);
+  // A fresh state: the start, the method, and what it needs to know there.
+  static void begin(const RegressionPoint&, const RegressionSettings&, const Options&, State& state);
+
+  // At most `chunk` iterations; lines of the history are added.
+  void run(int64_t chunk, std::vector<Tensor>& history);
+
+ private:
+  bool running() const { return state_[State::status] == static_cast<double>(Status::running); }
+  bool with_memory() const { return state_[State::method] == static_cast<double>(SolveMethod::lbfgs); }
+
+  // Knowing a point.
+  void set_form();
+  void evaluate();       // its numbers, from the logits
+  void settle();         // its logits and numbers: a read of A, unless they are there
+  void evaluate_at_x();  // its numbers and gradient, without logits: a read
+  void fill_rows();      // the vectors of the resident point, unless they are there
+  void curve();          // its gradient and Hessian: a read, unless they are there
+  Tensor matvec(const Tensor& v);
+  Point trial(const Tensor& direction, double step);  // on the ray from the logits: no read
+
+  // Newton's method.
+  void newton_iteration(std::vector<Tensor>& history);
+  void search(const Tensor& step, const Tensor& t, const Models& models, std::vector<Tensor>& history);
+  void take(const Tensor& step, const Tensor& t, double factor);
+
+  // L-BFGS.
+  void begin_memory(const Start& start);
+  void memory_iteration(std::vector<Tensor>& history);
+
+  // Ends.
+  double rounding() const;                       // of the loss
+  bool promises_nothing(double promised) const;  // worth a step
+  bool gradient_is_zero(const Tensor& gradient, const Tensor& noise);
+  bool flat(double before);  // for many steps, this one included
+  void watch_sum();
+  void converged(Status status);
+  void stop(Status status);
+  void finish(Status status);
+  void certify();
+  void record(std::vector<Tensor>& history, double step, double factor, double model) const;
+
+  const RegressionPoint& problem_;
+  const RegressionSettings& settings_;
+  const Options& options_;
+  State& state_;
+  RegressionSettings form_;
+  const double epsilon_;
+  Point& point_;
+  Tensor statistics_, rows_, gradient_, hessian_, noise_;
+  bool fresh_ = false;
+};
+
+}  // namespace torch_rescaled::solvers
