@@ -303,7 +303,11 @@ MESSAGES = [
         "solve_regression: expected method 'newton', 'lbfgs' or 'auto', got 'bfgs'",
     ),
     (lambda A, b: solve(Regression(A, b), gtol=-1.0), ValueError, "solve_regression: expected a finite gtol >= 0, got -1"),
-    (lambda A, b: solve(Regression(A, b), state=b), ValueError, "solve_regression: expected state of shape [*, 444]"),
+    (
+        lambda A, b: solve(Regression(A, b), method="newton", state=b),
+        ValueError,
+        "solve_regression: expected state of shape [*, 444]",
+    ),
 ]
 
 

@@ -118,8 +118,8 @@ class Solution:
     def number(self, name: str) -> Tensor:
         """One of ``log_loss``, ``gradient``, ``iterations``, ``reads`` (of A), ``grams`` (products of d x d), ``certificate``
         (rescaled: below 1/4 there is a minimum near the normalized solution), ``deficient`` (1: x is one of many minimizers),
-        ``effective_rows`` (how many rows the fit rests on), ``seconds_reads``, ``seconds_grams``, ``seconds``, ``method`` (0 Newton,
-        1 L-BFGS), ``gram_ratio`` (what a Gram costs in reads of A; NaN where ``"auto"`` did not measure it)."""
+        ``effective_rows`` (how many rows the fit rests on), ``seconds_reads``, ``seconds_grams``, ``seconds``, ``method``
+        (0 Newton, 1 L-BFGS), ``gram_ratio`` (what a Gram costs in reads of A; NaN where ``"auto"`` did not measure it)."""
         return self.summary.select(-1, _SUMMARY.index(name))
 
     @property
@@ -127,11 +127,8 @@ class Solution:
         """The method used and why, of a single problem or a batch's first: ``"lbfgs: a Gram costs 2.4 reads of A"``."""
         if self.summary.numel() == 0:
             return _METHODS[0]
-        number = dict(
-            zip(_SUMMARY, self.summary.flatten(0, -2)[0].tolist() if self.summary.dim() > 1 else self.summary.tolist(), strict=True)
-        )
-        reason = "" if math.isnan(number["gram_ratio"]) else f": a Gram costs {number['gram_ratio']:.2g} reads of A"
-        return _METHODS[int(number["method"])] + reason
+        method, ratio = (self.number(name).flatten()[0].item() for name in ("method", "gram_ratio"))
+        return _METHODS[int(method)] + ("" if math.isnan(ratio) else f": a Gram costs {ratio:.2g} reads of A")
 
     @property
     def loss(self) -> Tensor:
@@ -176,7 +173,7 @@ def solve(
     problem: Regression,
     x0: Tensor | None = None,
     *,
-    method: str = "newton",
+    method: str = "auto",
     gtol: float = 0.0,
     ftol: float | None = None,
     xtol: float = 0.0,

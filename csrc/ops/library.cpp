@@ -39,8 +39,8 @@
 #define REGRESSION_SETTINGS "str kind, str form"
 #define REGRESSION_OPTIONS \
   "*, Tensor? row_weight=None, Tensor? penalty_weight=None, str kind=\"exp\", str form=\"rescaled\""
-#define SOLVER_OPTIONS                                                                                \
-  "str method=\"newton\", int max_iterations=100, float gtol=0.0, float? ftol=None, float xtol=0.0, " \
+#define SOLVER_OPTIONS                                                                              \
+  "str method=\"auto\", int max_iterations=100, float gtol=0.0, float? ftol=None, float xtol=0.0, " \
   "float damping=1e-12, int? chunk=None, Tensor? state=None"
 #define TARGET "Tensor b, Tensor? row_weight, Tensor? penalty_weight"
 

@@ -32,7 +32,7 @@ struct SolveOptions {
   std::optional<double> ftol = std::nullopt;       ///< of the loss the model promises; 1e-15, in float32 1e-8
   double xtol = 0;                                 ///< of the logits' change
   double damping = 1e-12;                          ///< relative to the Hessian's diagonal
-  std::string method = "newton";                   ///< "newton", "lbfgs", or "auto": by what a Gram of A costs
+  std::string method = "auto";                     ///< "newton", "lbfgs", or "auto": by what a Gram of A costs
   std::optional<at::Tensor> state = std::nullopt;  ///< of an earlier call with the same problem and method
 };
 
