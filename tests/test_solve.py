@@ -116,6 +116,16 @@ def test_going_on_from_a_state_is_as_if_it_had_not_stopped(form, method):
     assert torch.equal(again(problem, state=limited.state).x, whole.x)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_where_exp_fits_the_start_is_the_solution(form):
+    A, b, x = planted("exp", noise=0.0, form=form)
+    row_weight = torch.rand(len(b), generator=torch.Generator().manual_seed(1), dtype=b.dtype)
+    for weight in (None, row_weight):
+        start = solve(Regression(A, b, weight, form=form), max_iterations=0)
+        assert start.status is Status.MAX_ITERATIONS and start.number("reads") == 2
+        torch.testing.assert_close(start.x, x, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", FORMS)
 def test_methods_agree(form, kind):

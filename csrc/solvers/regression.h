@@ -43,19 +43,11 @@ int64_t state_size(int64_t columns, int64_t rows, const std::string& method);
 
 struct Start {
   Tensor x;                   // undefined: none
-  RegressionCurvature model;  // fitted_curvature, where the start needed it
+  RegressionCurvature model;  // Gauss-Newton's where u is unit b, which is near the solution; where the start needed it
   int64_t reads = 0, grams = 0;
 };
 // A starting point from b alone, of one problem in the normalized or the plain form: docs/solver.md.
 Start starting_point(const RegressionPoint&, const RegressionSettings&);
-
-// Gauss-Newton's Hessian where u is unit b, which is near the solution, and its noise; for exp its gradient solves for
-// x there. exp needs nothing else, sinh the sum of u at a point, cosh a point's logits too.
-struct FittedTo {
-  double sum = 1;
-  Tensor logits;
-};
-RegressionCurvature fitted_curvature(const RegressionPoint&, const RegressionSettings&, const FittedTo&);
 
 // The method for "auto": by what a Gram of A costs, measured on a part of its rows. `gram_ratio`: in reads.
 SolveMethod choose_method(const Tensor& A, const Tensor& b, double& gram_ratio);

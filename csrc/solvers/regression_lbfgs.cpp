@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// A step of L-BFGS around one Hessian, that of the point where u is unit b: one read of A, no Gram. Where a full step
-// does not pay, one of Newton's, whose Hessian takes the other's place.
+// A step of L-BFGS around one Hessian, that of the start or of a step of Newton's: one read of A, no Gram. Where a full
+// step does not pay, Newton's follow until they are short.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/abs.h>
 #include <ATen/ops/dot.h>
@@ -53,20 +53,6 @@ SolveMethod choose_method(const Tensor& A, const Tensor& b, double& gram_ratio) 
   }
   gram_ratio = std::max(both / read - 1, 0.);
   return gram_ratio > 1 ? SolveMethod::lbfgs : SolveMethod::newton;
-}
-
-void RegressionSolver::begin_memory(const Start& start) {
-  evaluate_at_x();
-  RegressionCurvature model = start.model;
-  if (!model.hessian.defined()) {
-    FittedTo to{point_[Numbers::sum_sign] * std::exp(point_[Numbers::log_sum]), {}};
-    if (form_.kind == "cosh") to.logits = matvec(state_.x);
-    const Clock clock(state_[State::seconds_grams]);
-    model = fitted_curvature(problem_, form_, to);
-    state_[State::reads] += 1, state_[State::grams] += 1;
-  }
-  state_.memory.begin(wide(model.hessian), wide(model.noise), 0);
-  if (state_.memory.hessian.isfinite().all().item<bool>()) state_[State::exact] = 0;
 }
 
 void RegressionSolver::memory_iteration(std::vector<Tensor>& history) {

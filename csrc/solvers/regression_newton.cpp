@@ -15,6 +15,7 @@ using namespace rescaled::ops;
 constexpr double kArmijo = 1e-4;
 constexpr double kLeastDamping = 1e-12, kMostDamping = 1e10;
 constexpr double kReach = 2, kLongReach = 16;  // largest |step A s| tried first, and ever
+constexpr double kNear = .5;  // |step A s| below which L-BFGS may take over: its first steps have no line search
 constexpr int kTries = 12, kRefresh = 10;
 
 }  // namespace
@@ -91,7 +92,7 @@ void RegressionSolver::search(const Tensor& step, const Tensor& t, const Models&
   take(step, t, factor);
   record(history, factor * reach, factor, full);
   if (flat(before)) return converged(Status::flat);
-  if (with_memory()) {
+  if (with_memory() && factor == 1 && reach < kNear) {
     state_.memory.begin(hessian_, noise_, log_scale);
     state_[State::exact] = 0;
     evaluate_at_x();

@@ -60,12 +60,16 @@ void RegressionSolver::begin(const RegressionPoint& problem, const RegressionSet
     start = starting_point(problem, solver.form_);
   state.x = start.x, state.anchor = at::zeros_like(state.x);
   state[State::reads] = static_cast<double>(start.reads), state[State::grams] = static_cast<double>(start.grams);
-  state.memory.begin(at::zeros({state.x.size(0), state.x.size(0)}, at::kDouble), wide(state.anchor), 0);
-  state.gradient = wide(state.anchor);
-  if (method == SolveMethod::lbfgs)
-    solver.begin_memory(start);
-  else
+  if (method == SolveMethod::lbfgs && start.model.hessian.defined()) {
+    state.memory.begin(wide(start.model.hessian), wide(start.model.noise), 0);
+    state[State::exact] = 0;
+    solver.evaluate_at_x();
+  } else {
+    const int64_t d = state.x.size(0);
+    state.memory.begin(at::zeros({d, d}, at::kDouble), wide(state.anchor), 0);
+    state.gradient = wide(state.anchor);
     solver.settle();
+  }
 }
 
 void RegressionSolver::run(int64_t chunk, std::vector<Tensor>& history) {

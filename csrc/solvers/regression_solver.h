@@ -25,7 +25,7 @@ class RegressionSolver {
  public:
   // `state` as `begin` or an earlier solver left it.
   RegressionSolver(const RegressionPoint&, const RegressionSettings&, const Options&, State& state);
-  // A fresh state: the start, the method, and what it needs to know there.
+  // A fresh state: the method, the start, and what the method needs to know there.
   static void begin(const RegressionPoint&, const RegressionSettings&, const Options&, State& state);
 
   // At most `chunk` iterations; lines of the history are added.
@@ -51,7 +51,6 @@ class RegressionSolver {
   void take(const Tensor& step, const Tensor& t, double factor);
 
   // L-BFGS.
-  void begin_memory(const Start& start);
   void memory_iteration(std::vector<Tensor>& history);
 
   // Ends.

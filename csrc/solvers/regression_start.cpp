@@ -10,7 +10,6 @@
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/ones_like.h>
-#include <ATen/ops/sign.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
@@ -50,11 +49,25 @@ Tensor losses_along(const Tensor& t, const Tensor& steps, const RegressionPoint&
 }
 
 // Least squares of log b in the metric of Gauss-Newton's Hessian where u is unit b: one step from there. In the
-// normalized form the metric does not see an intercept.
+// normalized form the metric does not see an intercept. Rows with b <= 0 count as 0.
 Start log_start(const RegressionPoint& x, const RegressionSettings& settings) {
   Start start;
-  if (!(x.b.max().item<double>() > 0)) return start;
-  start.model = fitted_curvature(x, settings, {});
+  Tensor f = x.b.clamp_min(0);
+  const double sum = f.sum().item<double>();
+  if (!(sum > 0)) return start;
+  const bool normalized = settings.form == "normalized";
+  if (normalized) f = f / sum;
+  const Tensor wf = x.row_weight.defined() ? x.row_weight * f : f, zero = at::zeros_like(f);
+  Tensor aim = at::where(f > 0, f, 1).log(), diagonal = wf * f;
+  if (normalized) aim = aim - (f * aim).sum();
+  aim = f * wf * aim;
+  if (normalized) aim = aim - f * aim.sum();
+  if (x.penalty_weight.defined()) diagonal = diagonal + x.penalty_weight.square();
+  const Tensor p = normalized ? f : zero, q = normalized ? wf * f : zero, noise = (2 * f * wf).square();
+  Tensor statistics = at::zeros({Statistics::count}, f.options().dtype(at::kDouble));
+  if (normalized) statistics[Statistics::square].copy_((wf * f).sum());
+  start.model =
+      regression_curvature(x.A, at::stack({aim, diagonal, zero, p, q, zero, noise}), statistics, "gauss_newton");
   start.reads = start.grams = 1;
   const Tensor W = whitening(wide(start.model.hessian), kCutoff);
   start.x = at::matmul(W, at::matmul(W.mT(), wide(start.model.gradient)));
@@ -108,35 +121,6 @@ Start asinh_start(const RegressionPoint& x, const RegressionSettings& settings) 
 }
 
 }  // namespace
-
-RegressionCurvature fitted_curvature(const RegressionPoint& x, const RegressionSettings& settings, const FittedTo& to) {
-  const bool normalized = settings.form == "normalized";
-  const double inverse = normalized ? 1 / to.sum : 1;
-  Tensor f = x.b, du;
-  if (settings.kind == "exp") {
-    f = f.clamp_min(0);
-    if (normalized) f = f / f.sum();
-    du = f;
-  } else if (settings.kind == "sinh") {
-    du = (f.square() + inverse * inverse).sqrt() * (inverse < 0 ? -1. : 1.);
-  } else {
-    du = (f.square() - inverse * inverse).clamp_min(0).sqrt() * at::sign(to.logits);
-  }
-  const Tensor zero = at::zeros_like(f), w = x.row_weight.defined() ? x.row_weight : at::ones_like(f), wf = w * f;
-  Tensor aim = zero, diagonal = w * du.square();
-  if (settings.kind == "exp") {
-    const Tensor logarithm = at::where(f > 0, f, 1).log();
-    aim = normalized ? logarithm - (f * logarithm).sum() : logarithm;
-    aim = normalized ? f * (wf * aim) - f * (f * wf * aim).sum() : f * wf * aim;
-  }
-  if (x.penalty_weight.defined()) diagonal = diagonal + x.penalty_weight.square();
-  Tensor statistics = at::zeros({Statistics::count}, f.options().dtype(at::kDouble));
-  if (normalized) statistics[Statistics::square].copy_((wf * f).sum());
-  const Tensor noise = (2 * du * wf).square();
-  const Tensor rows =
-      at::stack({aim, diagonal, zero, normalized ? du : zero, normalized ? wf * du : zero, zero, noise});
-  return regression_curvature(x.A, rows, statistics, "gauss_newton");
-}
 
 Start starting_point(const RegressionPoint& x, const RegressionSettings& settings) {
   const int64_t d = x.A.size(-1);
