@@ -6,6 +6,7 @@ from torch_rescaled import _library as _library
 from torch_rescaled import _vmap as _vmap
 from torch_rescaled import functional as functional
 from torch_rescaled import nn as nn
+from torch_rescaled import optim as optim
 from torch_rescaled._library import build_info, cmake_prefix_path
 from torch_rescaled.functional import attention, attention_with_normalizer, backend
 from torch_rescaled.losses import attention_loss
@@ -27,6 +28,7 @@ __all__ = [
     "functional",
     "newton_step",
     "nn",
+    "optim",
     "regression_evaluate",
     "regression_hvp",
     "regression_loss",

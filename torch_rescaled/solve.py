@@ -183,7 +183,7 @@ def solve(
     callback: Callable[[Solution], bool | None] | None = None,
     verbose: int = 0,
 ) -> Solution:
-    r"""Solves a problem by damped Newton steps that read A twice: a certified solution, or the reason why there is none.
+    r"""Solves a problem by damped Newton steps or L-BFGS around one Hessian: a certified solution, or the reason why there is none.
 
     The rescaled form is solved by way of the normalized one; ``docs/solver.md`` has the algorithm and the evidence for it.
 
@@ -192,9 +192,9 @@ def solve(
         x0: ``[*, d]``; by default a start from b alone (exp: least squares of log b; cosh: a top eigenvector; sinh: the best of 24
             least squares of asinh, with either sign). Zero is stationary for cosh and sinh: not a start.
         method: ``"newton"``: a Hessian at every iteration, two reads of A and a Gram (product of d x d). ``"lbfgs"``: one Hessian,
-            that of the point where u fits b, and limited-memory BFGS around it, one read an iteration; Newton steps where it does
-            not pay. ``"auto"``: L-BFGS where a Gram, measured on a part of A, costs more than a read; the choice depends on the
-            machine's speed, ``Solution.method`` says it and why.
+            near the solution, and limited-memory BFGS around it, one read an iteration; Newton steps where that does not pay.
+            ``"auto"``: L-BFGS where a Gram, measured on a part of A, costs more than a read; the choice depends on the machine's
+            speed, ``Solution.method`` says it and why.
         gtol: stop when every entry of the gradient is at most this fraction of the root of the sum of squares of its terms (a term
             counts with the absolute values it is the difference of); rounding (3 eps) stops in any case.
         ftol: stop when the model promises no more than this fraction of the loss; 1e-15, in float32 1e-8, by default.

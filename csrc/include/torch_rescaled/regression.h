@@ -56,7 +56,7 @@ enum class SolveNumber : int64_t {
 /// How steps are computed.
 enum class SolveMethod : int64_t {
   newton,  ///< a Hessian at every iteration: two reads and a Gram
-  lbfgs    ///< one Hessian, where u fits b, and limited-memory BFGS around it: one read
+  lbfgs    ///< one Hessian near the solution, and limited-memory BFGS around it: one read
 };
 /// Why a solve ended.
 enum class SolveStatus : int64_t {
@@ -100,7 +100,7 @@ inline at::Tensor regression_loss(const at::Tensor& A, const at::Tensor& b, cons
   return op.call(A, b, x, options.row_weight, options.penalty_weight, options.kind, options.form);
 }
 
-/// The x that minimizes regression_loss, by damped Newton steps, or the reason why there is none.
+/// The x that minimizes regression_loss, or the reason why there is none.
 ///
 ///     const auto solution = torch_rescaled::solve_regression(A, b, {.form = "normalized"});
 inline RegressionSolution solve_regression(const at::Tensor& A, const at::Tensor& b,

@@ -28,8 +28,8 @@ struct Chunks {
 template <class T>
 inline constexpr int kRowUnit = kLanes<T> > kStreams ? kLanes<T> : kStreams;
 // Rows of a block: 192 KB of A in the second-level cache. Measured on 512 KB: blocks of the first-level cache leave
-// more of the time to the rows between (0.55 to 0.7 of a pure read's speed instead of 0.75 to 1), and asking for the
-// next block ahead of time gains nothing beside eight streams.
+// more of the time to the rows between (0.55 to 0.7 of a pure read's speed instead of 0.75 to 1), and neither asking
+// for the next block ahead of time nor its logits beside this one's sums gain anything on top of eight streams.
 template <class T>
 RESCALED_INLINE int64_t block_rows(const RegressionParameters& p) {
   const int64_t fit = 192 * 1024 / static_cast<int64_t>(sizeof(T)) / (p.columns > 0 ? p.columns : 1),
