@@ -276,7 +276,13 @@ def draw_profile(races: list[dict[str, Any]], path: Path) -> None:
                     factors.append(times[name] / fastest)
             steps = [1.0, *sorted(factors), 1e4]
             axis.step(steps, [i / len(races) for i in (0, *range(1, len(factors) + 1), len(factors))], where="post", label=name)
-        axis.set(xscale="log", xlim=(1, 1000), xlabel="time over the fastest solver's", title=f"to {gap:g} of the best loss")
+        axis.set(
+            xscale="log",
+            xlim=(1, 1000),
+            ylim=(0, 1.03),
+            xlabel="time over the fastest solver's",
+            title=f"to {gap:g} of the best loss",
+        )
     axes[0].set_ylabel(f"share of {len(races)} problems")
     axes[0].legend(fontsize="small", loc="lower right")
     figure.tight_layout()

@@ -20,6 +20,7 @@ from language_model.training import CheckpointError, Trainer, TrainingSettings
 import torch_rescaled
 
 KINDS = ("exp", "cosh", "sinh", "signed")
+OPTIMIZERS = ("adamw", "muon", "newton")
 FINAL_WINDOWS = 384
 
 
@@ -41,6 +42,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--depth", "number of blocks", type=positive, metavar="N", default=model.depth)
     add("--heads", "attention heads of a block", type=positive, metavar="N", default=model.heads)
     add("--learning-rate", "highest learning rate", type=float, metavar="X", default=training.learning_rate)
+    add("--optimizer", "newton: torch_rescaled's, by Gauss-Newton products", choices=OPTIMIZERS, default=training.optimizer)
     add("--seed", "everything random follows from it", type=int, metavar="N", default=training.seed)
     add("--threads", "CPU threads (default: all cores)", type=positive, metavar="N")
     add("--hessian-products", "most Hessian products for the eigenvalue; 0: none", type=not_negative, metavar="N", default=20)
@@ -72,9 +74,11 @@ def not_negative(text: str) -> int:
 def run(kind: str, chosen: argparse.Namespace, corpus: Corpus) -> tuple[Trainer, Result]:
     model = ModelSettings(chosen.width, chosen.depth, chosen.heads, chosen.context, kind, chosen.attention)
     training = TrainingSettings(
-        chosen.steps, chosen.batch, chosen.learning_rate, warm_up=max(1, chosen.steps // 10), seed=chosen.seed
-    )
-    trainer = Trainer(model, training, chosen.output / f"{kind}-{chosen.attention}.pt")
+        chosen.steps, chosen.batch, chosen.learning_rate, warm_up=max(1, chosen.steps // 10), seed=chosen.seed,
+        optimizer=chosen.optimizer,
+    )  # fmt: skip
+    name = f"{kind}-{chosen.attention}" + ("" if chosen.optimizer == training.optimizer else f"-{chosen.optimizer}")
+    trainer = Trainer(model, training, chosen.output / f"{name}.pt")
     if chosen.resume and trainer.resume():
         print(f"{kind}: continuing {trainer.checkpoint} after step {len(trainer.history.train)}")
     trainer.train(corpus)

@@ -125,9 +125,10 @@ def histories(output: Path) -> dict[str, object]:
     return found
 
 
-def test_interrupted_run_continues_as_if_it_had_not_stopped(program, tmp_path, monkeypatch, capsys):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert program.main([*TINY_RUN, "--output", str(whole)]) == 0
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "newton"])
+def test_interrupted_run_continues_as_if_it_had_not_stopped(program, tmp_path, monkeypatch, capsys, optimizer):
+    whole, parts, run = tmp_path / "whole", tmp_path / "parts", [*TINY_RUN, f"--optimizer={optimizer}"]
+    assert program.main([*run, "--output", str(whole)]) == 0
     out = capsys.readouterr().out
     assert "bits per byte" in out and "cosh writes" in out and str(whole / "language_model.png") in out
     assert (whole / "language_model.png").read_bytes().startswith(b"\x89PNG")
@@ -141,10 +142,10 @@ def test_interrupted_run_continues_as_if_it_had_not_stopped(program, tmp_path, m
         return step(self, windows)
 
     monkeypatch.setattr(program.Trainer, "step", interrupted)
-    assert program.main([*TINY_RUN, "--output", str(parts)]) == 130
+    assert program.main([*run, "--output", str(parts)]) == 130
     assert "--resume" in capsys.readouterr().out
     assert histories(whole) != histories(parts)
-    assert program.main([*TINY_RUN, "--output", str(parts), "--resume"]) == 0
+    assert program.main([*run, "--output", str(parts), "--resume"]) == 0
     assert len(calls) == 10 + 3
     assert histories(whole) == histories(parts)
 

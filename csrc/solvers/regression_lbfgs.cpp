@@ -39,10 +39,10 @@ double seconds_of(const std::function<void()>& f) {
 }  // namespace
 
 SolveMethod choose_method(const Tensor& A, const Tensor& b, double& gram_ratio) {
-  constexpr int64_t kSmall = 1 << 18, kParts = 64;
+  constexpr int64_t kSmall = 1 << 18, kParts = 64, kLeast = 1 << 16;  // least: enough to time
   const int64_t n = A.size(0), d = A.size(1);
   if (n * d < kSmall || !A.device().is_cpu()) return SolveMethod::newton;
-  const int64_t rows = std::min(n / 2, std::max(n / kParts, kSmall / d));
+  const int64_t rows = std::min(n / 2, std::max(n / kParts, kLeast / d));
   const Tensor v = at::zeros({d}, b.options()), numbers = at::zeros({Numbers::count}, at::kDouble);
   double read = kInfinity, both = kInfinity;
   for (const int64_t first : {int64_t{0}, n / 2}) {

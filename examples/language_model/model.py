@@ -93,7 +93,10 @@ class LanguageModel(nn.Module):
             x = block(x, self.rotary)
         return F.linear(self.norm(x), self.embedding.weight)  # one table reads and writes bytes
 
-    def loss(self, windows: Tensor) -> Tensor:
-        """Mean cross entropy in nats per byte of ``windows`` ``[B, N + 1]``."""
+    def loss_and_logits(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross entropy in nats per byte of ``windows`` ``[B, N + 1]``, and what it is computed from."""
         logits = self(windows[:, :-1])
-        return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+        return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()), logits
+
+    def loss(self, windows: Tensor) -> Tensor:
+        return self.loss_and_logits(windows)[0]

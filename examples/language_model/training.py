@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""AdamW with warm-up and a cosine schedule; a run can stop anywhere and go on as if it had not."""
+"""AdamW or Muon with warm-up and a cosine schedule, or Newton steps; a run can stop anywhere and go on as if it had not."""
 
 import math
 import sys
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import torch_rescaled
 from language_model.corpus import Corpus
 from language_model.model import LanguageModel, ModelSettings
 
@@ -28,6 +29,7 @@ class TrainingSettings:
     warm_up: int = 50
     weight_decay: float = 0.1
     seed: int = 0
+    optimizer: str = "adamw"
 
     def learning_rate_at(self, step: int) -> float:
         if step < self.warm_up:
@@ -49,6 +51,23 @@ class History:
     seconds: float = 0.0  # of training alone
 
 
+def make_optimizers(model: LanguageModel, training: TrainingSettings) -> list[Any]:
+    """One, or Muon for the blocks' matrices with AdamW for the rest."""
+    if training.optimizer == "newton":
+        groups = torch_rescaled.optim.Newton.parameter_groups(model)
+        return [torch_rescaled.optim.Newton(groups, damping=0.01, betas=(0.9, 0.95))]
+    embeddings = {id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters(recurse=False)}
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0}
+    muons = [p for p in matrices if id(p) not in embeddings] if training.optimizer == "muon" else []
+    rest = [p for p in matrices if training.optimizer != "muon" or id(p) in embeddings]
+    decay = training.weight_decay
+    optimizers: list[Any] = [torch.optim.AdamW([{"params": rest, "weight_decay": decay}, vectors], betas=(0.9, 0.95), fused=True)]
+    if muons:
+        optimizers.append(torch.optim.Muon(muons, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
 class Trainer:
     """Model, optimizer and history of one run, and the file that they are kept in."""
 
@@ -56,20 +75,27 @@ class Trainer:
         torch.manual_seed(training.seed)
         self.settings, self.checkpoint = training, checkpoint
         self.model = LanguageModel(model)
-        matrices = [p for p in self.model.parameters() if p.dim() > 1]
-        others = [p for p in self.model.parameters() if p.dim() <= 1]
-        groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+        self.optimizers = make_optimizers(self.model, training)
         self.history = History()
 
     def step(self, windows: Tensor) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate_at(len(self.history.train))
-        self.optimizer.zero_grad()
+        if self.settings.optimizer == "newton":
+            # It decides on the length of its steps itself; the schedule is for AdamW's part of the parameters.
+            newton = self.optimizers[0]
+            for group in newton.param_groups:
+                if group["method"] == "adamw":
+                    group["lr"] = self.settings.learning_rate_at(len(self.history.train))
+            loss: Tensor = newton.step(lambda: self.model.loss_and_logits(windows))
+            return loss.item()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.settings.learning_rate_at(len(self.history.train))
+            optimizer.zero_grad()
         loss = self.model.loss(windows)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         return loss.item()
 
     def batch(self, corpus: Corpus) -> Tensor:
@@ -117,7 +143,7 @@ class Trainer:
             {
                 "settings": self._all_settings(),
                 "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "history": asdict(self.history),
             },
             unfinished,
@@ -136,7 +162,8 @@ class Trainer:
             )
             raise CheckpointError(f"{self.checkpoint} was made with {differ}: use the same settings, or another --output")
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.history = History(**state["history"])
         return True
 

@@ -146,10 +146,10 @@ class Curvature:
             _unsafe_preserve_version_counter(tuple(self.parameters)),
         ):
             for p, v in zip(self.parameters, direction, strict=True):
-                p.add_(forward_ad.make_dual(torch.zeros_like(p), v))
+                p.add_(forward_ad.make_dual(torch.zeros_like(p), v))  # type: ignore[no-untyped-call]
             _, outputs = evaluate(self.closure)
             assert outputs is not None
-            return [forward_ad.unpack_dual(o).tangent for o in outputs]
+            return [forward_ad.unpack_dual(o).tangent for o in outputs]  # type: ignore[no-untyped-call]
 
     def loss_again(self) -> Tensor:
         """The loss at the parameters as they are now."""

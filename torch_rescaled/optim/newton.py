@@ -143,13 +143,13 @@ class Newton(Optimizer):
     def _newton_groups(self) -> list[dict[str, Any]]:
         return [group for group in self.param_groups if group["method"] == "newton"]
 
-    @overload
+    @overload  # type: ignore[override]
     def step(self, closure: None = None) -> None: ...
 
     @overload
-    def step(self, closure: Closure | Sequence[Closure]) -> Tensor: ...  # type: ignore[override]
+    def step(self, closure: Closure | Sequence[Closure]) -> Tensor: ...
 
-    def step(self, closure: Closure | Sequence[Closure] | None = None) -> Tensor | None:  # type: ignore[override]
+    def step(self, closure: Closure | Sequence[Closure] | None = None) -> Tensor | None:
         """One step; returns the closure's loss before it.
 
         Without a closure the gradient is the parameters' ``grad``, which may have been accumulated and clipped, and the curvature
