@@ -207,10 +207,12 @@ def race(case: Case, repeats: int, leave_out: Iterable[str] = ()) -> dict[str, A
     own = {method: solve(problem, method=method) for method in METHODS}
     x0 = solve(problem, max_iterations=0).x * 0.5
     curves: dict[str, list[tuple[float, float]]] = {}
-    for _ in range(repeats):
-        for name, run in contestants(problem, x0).items():
-            if name in leave_out:
-                continue
+    for turn in range(repeats):
+        order = [(name, run) for name, run in contestants(problem, x0).items() if name not in leave_out]
+        order = order[turn % len(order) :] + order[: turn % len(order)]
+        for repeat in range(3):  # not timed: nobody inherits cold caches and sleeping threads
+            solve(problem, x0, method=METHODS[repeat])
+        for name, run in order:
             curve: list[tuple[float, float]] = []
             start = time.perf_counter()
             with np.errstate(all="ignore"):

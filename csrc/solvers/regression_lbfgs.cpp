@@ -21,7 +21,6 @@ namespace {
 
 using namespace rescaled::ops;
 
-constexpr double kArmijo = 1e-4;
 constexpr double kPoor = .1;   // of what the model promised: its Hessian is of another place
 constexpr double kSlow = .5;   // decrease of the promise from one step to the next,
 constexpr int kSlowSteps = 2;  // that many times: so is this

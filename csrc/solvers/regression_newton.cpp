@@ -12,7 +12,6 @@ namespace {
 
 using namespace rescaled::ops;
 
-constexpr double kArmijo = 1e-4;
 constexpr double kLeastDamping = 1e-12, kMostDamping = 1e10;
 constexpr double kReach = 2, kLongReach = 16;  // largest |step A s| tried first, and ever
 constexpr double kNear = .5;  // |step A s| below which L-BFGS may take over: its first steps have no line search

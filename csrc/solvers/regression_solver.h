@@ -9,6 +9,8 @@
 
 namespace torch_rescaled::solvers {
 
+inline constexpr double kArmijo = 1e-4;  // of what the slope promises, a step must gain
+
 class Clock {
  public:
   explicit Clock(double& total) : total_(total), start_(std::chrono::steady_clock::now()) {}
