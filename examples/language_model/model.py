@@ -17,7 +17,7 @@ class ModelSettings:
     width: int = 128
     depth: int = 5
     heads: int = 4
-    context: int = 256
+    context: int = 192
     kind: str = "exp"
     attention: str = "fused"  # or "sdpa": PyTorch's own, for comparison
 
