@@ -60,22 +60,25 @@ void RegressionSolver::memory_iteration(std::vector<Tensor>& history) {
   state_[State::iterations] += 1;
   const double unit = std::exp(point_[Numbers::log_scale] - memory.log_scale);
   const Tensor gradient = state_.gradient * unit;
-  // What rounding x does, where Newton's steps carry A x on: to the gradient, and to the loss.
-  const Tensor square = wide(state_.x).square();
-  const Tensor noise_of_x = at::matmul(memory.hessian.square(), square);
-  const double loss_of_x = at::dot(memory.hessian.diagonal().abs(), square).item<double>() / unit;
-  if (gradient_is_zero(gradient, memory.noise + noise_of_x)) {
+  if (gradient_is_zero(gradient, memory.noise)) {
     record(history, 0, 0, kModel);
     return converged(Status::gradient);
   }
+  // What rounding x does to the gradient and to the loss. Newton's steps carry A x on, and see below it.
+  const Tensor square = wide(state_.x).square(), noise_of_x = at::matmul(memory.hessian.square(), square);
+  const double loss_of_x = at::dot(memory.hessian.diagonal().abs(), square).item<double>() / unit;
+  const double size = state_[State::relative_gradient];
+  bool below_rounding = gradient_is_zero(gradient, memory.noise + noise_of_x);
+  state_[State::relative_gradient] = size;
   const auto [step, shift, deficient] = memory.direction(gradient, options_.damping);
   if (deficient) state_[State::deficient] = 1;
   const double promised = step.defined() ? -at::dot(step, state_.gradient).item<double>() : kNan;
-  if (!std::isfinite(promised) || promised <= 0) {
-    state_[State::exact] = 1, state_[State::iterations] -= 1;
+  const bool last = promises_nothing(promised);
+  below_rounding = below_rounding || (!last && promised <= 4 * epsilon_ * epsilon_ * loss_of_x);
+  if (below_rounding || !std::isfinite(promised) || promised <= 0) {
+    state_[State::exact] = below_rounding ? 2 : 1, state_[State::iterations] -= 1;
     return;
   }
-  const bool last = promises_nothing(promised) || promised <= 4 * epsilon_ * epsilon_ * loss_of_x;
   const double noise = rounding();
   const Point before = point_;
   const Tensor old_x = state_.x, old_gradient = state_.gradient;

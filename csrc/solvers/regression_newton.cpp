@@ -91,7 +91,7 @@ void RegressionSolver::search(const Tensor& step, const Tensor& t, const Models&
   take(step, t, factor);
   record(history, factor * reach, factor, full);
   if (flat(before)) return converged(Status::flat);
-  if (with_memory() && factor == 1 && reach < kNear) {
+  if (with_memory() && state_[State::exact] == 1 && factor == 1 && reach < kNear) {
     state_.memory.begin(hessian_, noise_, log_scale);
     state_[State::exact] = 0;
     evaluate_at_x();

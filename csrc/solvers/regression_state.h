@@ -58,7 +58,7 @@ struct State {
     status,
     phase,
     method,    // SolveMethod
-    exact,     // 1: the next step is Newton's
+    exact,     // 1: the next step is Newton's, 2: and all that follow
     resident,  // 1: `logits` and `point` belong to `x`; 0: `gradient` and `point` do
     full_mode,
     damping,
