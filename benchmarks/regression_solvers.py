@@ -210,8 +210,8 @@ def race(case: Case, repeats: int, leave_out: Iterable[str] = ()) -> dict[str, A
     for turn in range(repeats):
         order = [(name, run) for name, run in contestants(problem, x0).items() if name not in leave_out]
         order = order[turn % len(order) :] + order[: turn % len(order)]
-        for repeat in range(3):  # not timed: nobody inherits cold caches and sleeping threads
-            solve(problem, x0, method=METHODS[repeat])
+        for method in METHODS:  # not timed: nobody inherits cold caches and sleeping threads
+            solve(problem, x0, method=method)
         for name, run in order:
             curve: list[tuple[float, float]] = []
             start = time.perf_counter()

@@ -93,7 +93,7 @@ def test_the_direction_is_that_of_the_dense_damped_solve(problem, kind, precondi
     direction = flatten([optimizer.state[p]["direction"] for p in model.parameters()])
     torch.testing.assert_close(direction, expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
     # Backtracking may prefer an earlier iterate, whose loss is lower by rounding.
-    torch.testing.assert_close(flatten(model.parameters()) - before, direction, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(flatten(model.parameters()) - before, direction, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(flatten([p.grad for p in model.parameters()]), gradient)
 
 
@@ -221,7 +221,6 @@ def test_steps_without_a_closure_take_the_gradient_as_it_is(problem):
     nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
     gradient, rng = flatten([p.grad for p in model.parameters()]), torch.get_rng_state()
     assert optimizer.step() is None
-    matrix = dense(copy.deepcopy(model), x, y, "gauss_newton")
     assert torch.equal(torch.get_rng_state(), rng)
     step = flatten(model.parameters()) - before
     with torch.no_grad():

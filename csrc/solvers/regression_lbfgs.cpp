@@ -60,16 +60,15 @@ void RegressionSolver::memory_iteration(std::vector<Tensor>& history) {
   state_[State::iterations] += 1;
   const double unit = std::exp(point_[Numbers::log_scale] - memory.log_scale);
   const Tensor gradient = state_.gradient * unit;
-  if (gradient_is_zero(gradient, memory.noise)) {
+  state_[State::relative_gradient] = relative_size(gradient, memory.noise);
+  if (is_rounding(state_[State::relative_gradient])) {
     record(history, 0, 0, kModel);
     return converged(Status::gradient);
   }
   // What rounding x does to the gradient and to the loss. Newton's steps carry A x on, and see below it.
   const Tensor square = wide(state_.x).square(), noise_of_x = at::matmul(memory.hessian.square(), square);
   const double loss_of_x = at::dot(memory.hessian.diagonal().abs(), square).item<double>() / unit;
-  const double size = state_[State::relative_gradient];
-  bool below_rounding = gradient_is_zero(gradient, memory.noise + noise_of_x);
-  state_[State::relative_gradient] = size;
+  bool below_rounding = is_rounding(relative_size(gradient, memory.noise + noise_of_x));
   const auto [step, shift, deficient] = memory.direction(gradient, options_.damping);
   if (deficient) state_[State::deficient] = 1;
   const double promised = step.defined() ? -at::dot(step, state_.gradient).item<double>() : kNan;

@@ -24,7 +24,8 @@ void RegressionSolver::newton_iteration(std::vector<Tensor>& history) {
   curve();
   state_[State::iterations] += 1;
   const bool full = state_[State::full_mode] != 0;
-  if (gradient_is_zero(gradient_, noise_)) {
+  state_[State::relative_gradient] = relative_size(gradient_, noise_);
+  if (is_rounding(state_[State::relative_gradient])) {
     record(history, 0, 0, full);
     return converged(Status::gradient);
   }
@@ -52,8 +53,7 @@ void RegressionSolver::search(const Tensor& step, const Tensor& t, const Models&
     return found > kArmijo * factor * promised || (promised < 10 * noise && found >= -noise && last == Status::running);
   };
   double factor = reach > kReach ? kReach / reach : 1;
-  Point next = trial(t, factor);
-  double found = gain(point_, next);
+  double found = gain(point_, trial(t, factor));
   bool good = accepted(factor, found);
   if (last != Status::running) {  // the last step: taken unless the loss, which it hardly moves, says otherwise
     if (found >= -noise) take(step, t, factor);
@@ -62,16 +62,14 @@ void RegressionSolver::search(const Tensor& step, const Tensor& t, const Models&
   }
   if (good) {
     while (factor < 1 && 2 * factor * reach <= kLongReach) {
-      const Point further = trial(t, 2 * factor);
-      const double more = gain(point_, further);
+      const double more = gain(point_, trial(t, 2 * factor));
       if (!(more > 1.05 * found)) break;
-      factor *= 2, next = further, found = more;
+      factor *= 2, found = more;
     }
   } else {
     for (int i = 0; i < kTries && !good; ++i) {
       factor *= i < 2 ? .5 : .25;
-      next = trial(t, factor);
-      found = gain(point_, next);
+      found = gain(point_, trial(t, factor));
       good = accepted(factor, found);
     }
   }
@@ -108,7 +106,7 @@ void RegressionSolver::take(const Tensor& step, const Tensor& t, double factor) 
   } else {
     state_.logits = state_.logits + factor * t;
   }
-  evaluate();  // at the rounded logits, which are all that a resumed solve has
+  evaluate();  // at the rounded logits, which the next rows are of
 }
 
 }  // namespace torch_rescaled::solvers

@@ -3,12 +3,10 @@
 #include "regression_solver.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/abs.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
-#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
@@ -148,12 +146,8 @@ bool RegressionSolver::promises_nothing(double promised) const {
          std::max(options_.ftol * point_[Numbers::loss], 4 * epsilon_ * epsilon_ * point_[Numbers::magnitude]);
 }
 
-// Keeps the largest |g_k| over the root of the sum of squares of its terms: eps at the best there is.
-bool RegressionSolver::gradient_is_zero(const Tensor& gradient, const Tensor& noise) {
-  const Tensor relative = gradient.abs() / noise.sqrt();
-  state_[State::relative_gradient] =
-      gradient.numel() == 0 ? 0 : at::where(gradient == 0, 0, relative).max().item<double>();
-  return state_[State::relative_gradient] <= std::max(options_.gtol, 3 * epsilon_);
+bool RegressionSolver::is_rounding(double relative_gradient) const {
+  return relative_gradient <= std::max(options_.gtol, 3 * epsilon_);
 }
 
 bool RegressionSolver::flat(double before) {

@@ -58,7 +58,7 @@ class RegressionSolver {
   // Ends.
   double rounding() const;                       // of the loss
   bool promises_nothing(double promised) const;  // worth a step
-  bool gradient_is_zero(const Tensor& gradient, const Tensor& noise);
+  bool is_rounding(double relative_gradient) const;
   bool flat(double before);  // for many steps, this one included
   void watch_sum();
   void converged(Status status);

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // What a solve knows at a point, and hands from one iteration to the next.
 #pragma once
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/abs.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/where.h>
 
 #include <algorithm>
 #include <array>
@@ -38,6 +41,12 @@ inline double gain(const Point& from, const Point& to) {
   return from[Numbers::loss] - to[Numbers::loss] * std::exp(by);
 }
 inline double log_loss(const Point& p) { return std::log(p[Numbers::loss]) + p[Numbers::log_scale]; }
+
+// The largest |g_k| over the root of the sum of squares of its terms: eps at the best there is.
+inline double relative_size(const Tensor& gradient, const Tensor& noise) {
+  if (gradient.numel() == 0) return 0;
+  return at::where(gradient == 0, 0, gradient.abs() / noise.sqrt()).max().item<double>();
+}
 
 // The quadratic models of the gain along a direction, from its products with the rows.
 struct Models {

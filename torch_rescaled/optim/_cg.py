@@ -26,13 +26,6 @@ class Iterate:
     model: float  # 1/2 <step, A step> - <right, step>
 
 
-@dataclass(frozen=True)
-class Found:
-    kept: list[Iterate]  # ever farther apart, the last one last
-    iterations: int
-    negative: bool  # a direction of negative curvature ended it
-
-
 def conjugate_gradients(
     product: Callable[[Tensors], Tensors],
     right: Tensors,
@@ -40,11 +33,11 @@ def conjugate_gradients(
     precondition: Callable[[Tensors], Tensors],
     max_iterations: int,
     tolerance: float,
-) -> Found:
+) -> list[Iterate]:
     """Minimizes the model; one host synchronization an iteration.
 
-    Stops when the last iterations (a tenth of all, at least five) lowered the model by less than `tolerance` of it each, or when
-    the residual is zero to rounding.
+    Returns iterates, ever farther apart, the last one last. Stops when the last iterations (a tenth of all, at least five) lowered
+    the model by less than `tolerance` of it each, or when the residual is zero to rounding.
     """
     step = [torch.zeros_like(b) for b in right] if start is None else start
     residual = list(right) if start is None else plus(right, product(step), -1.0)
@@ -52,7 +45,7 @@ def conjugate_gradients(
     fit = dot(residual, direction)
     models: list[float] = []
     kept: list[Iterate] = []
-    next_kept, negative, first_fit = 1, False, None
+    next_kept, first_fit = 1, None
     for i in range(1, max_iterations + 1):
         curved = product(direction)
         curvature = dot(direction, curved)
@@ -65,8 +58,7 @@ def conjugate_gradients(
         bent, value, old_fit, left = torch.stack([curvature, model, fit, new_fit]).tolist()
         first_fit = old_fit if first_fit is None else first_fit
         if not bent > 0:
-            negative = bent < 0
-            if not kept and negative:  # along it the model falls without end: as far as its slope says
+            if not kept and bent < 0:  # along it the model falls without end: as far as its slope says
                 kept.append(Iterate(plus(step, direction, -length), -0.5 * abs(old_fit * old_fit / bent)))
             break
         step, models = new_step, [*models, value]
@@ -81,4 +73,4 @@ def conjugate_gradients(
         fit = new_fit
     if models and (not kept or kept[-1].step is not step):
         kept.append(Iterate(step, models[-1]))
-    return Found(kept, len(models), negative)
+    return kept

@@ -23,30 +23,28 @@ class FrozenRandomness:
         self.devices = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
         self.cpu = torch.get_rng_state()
         self.cuda = [torch.cuda.get_rng_state(d) for d in self.devices]
-        self.buffers = [] if model is None else [(b, b.clone()) for b in model.buffers()]
-
-    def restore(self) -> None:
-        torch.set_rng_state(self.cpu)
-        for device, state in zip(self.devices, self.cuda, strict=True):
-            torch.cuda.set_rng_state(state, device)
-        with torch.no_grad():
-            for buffer, value in self.buffers:
-                buffer.copy_(value)
+        self.buffers = [] if model is None else list(model.buffers())
+        self.values = [b.clone() for b in self.buffers]
 
     @contextmanager
     def again(self) -> Iterator[None]:
         """Inside, everything random is as it was when this was made; after, as it would be without the block."""
-        now = FrozenRandomness.__new__(FrozenRandomness)
-        now.devices, now.cpu = self.devices, torch.get_rng_state()
-        now.cuda = [torch.cuda.get_rng_state(d) for d in self.devices]
-        now.buffers = [(b, b.clone()) for b, _ in self.buffers]
+        now = [b.clone() for b in self.buffers]
         # The buffers end as they began, so graphs that saved them stay good.
-        with _unsafe_preserve_version_counter(tuple(b for b, _ in self.buffers)):
-            self.restore()
+        with torch.random.fork_rng(self.devices), _unsafe_preserve_version_counter(tuple(self.buffers)):
+            torch.set_rng_state(self.cpu)
+            for device, state in zip(self.devices, self.cuda, strict=True):
+                torch.cuda.set_rng_state(state, device)
+            self._set_buffers(self.values)
             try:
                 yield
             finally:
-                now.restore()
+                self._set_buffers(now)
+
+    @torch.no_grad()
+    def _set_buffers(self, values: Sequence[Tensor]) -> None:
+        for buffer, value in zip(self.buffers, values, strict=True):
+            buffer.copy_(value)
 
 
 def evaluate(closure: Closure) -> tuple[Tensor, tuple[Tensor, ...] | None]:
@@ -135,6 +133,8 @@ class Curvature:
         outputs = [o for o, _, _ in along]
         curved = grad([g for _, g, _ in along], outputs, [t for _, _, t in along], retain_graph=True, allow_unused=True)
         pairs = [(o, c) for o, c in zip(outputs, curved, strict=True) if c is not None]
+        if not pairs:
+            return [None] * len(self.parameters)
         return grad([o for o, _ in pairs], self.parameters, [c for _, c in pairs], retain_graph=True, allow_unused=True)
 
     def _forward(self, direction: Sequence[Tensor]) -> list[Tensor | None]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from torch_rescaled.optim._cg import Found, Iterate, Tensors, conjugate_gradients, dot, plus
+from torch_rescaled.optim._cg import Iterate, Tensors, conjugate_gradients, dot, plus
 from torch_rescaled.optim._products import Closure, Curvature, FrozenRandomness
 
 __all__ = ["Newton"]
@@ -192,7 +192,7 @@ class Newton(Optimizer):
         if with_gradient:
             for parameters in zip(newton + others, *(b.gradient for b in batches), strict=True):
                 p, *gradients = parameters
-                p.grad = gradients[0] * share if len(gradients) == 1 else torch.stack(gradients).sum(0) * share
+                p.grad = gradients[0] if len(gradients) == 1 else torch.stack(gradients).sum(0) * share
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in newton]
         start = loss.item()
         if not math.isfinite(start):
@@ -229,20 +229,20 @@ class Newton(Optimizer):
         precondition = self._preconditioner(curved, parameters, states, damping)
         right = list(torch._foreach_neg(tuple(gradient)))
         warm = None
-        if self.warm_start > 0 and any(float(s["step"]) > 0 for s in states[:1]):
+        if self.warm_start > 0 and float(states[0]["step"]) > 0:
             warm = [s["direction"] * self.warm_start for s in states]
         found = conjugate_gradients(damped, right, warm, precondition, self.max_cg_iterations, self.cg_tolerance)
         for state in states:
             state["step"] += 1
-        if not found.kept:
+        if not found:
             self._set_damping(4)
             return
-        for state, s in zip(states, found.kept[-1].step, strict=True):
+        for state, s in zip(states, found[-1].step, strict=True):
             state["direction"].copy_(s)
         if compare:
             self._take_best(batches, parameters, found, gradient, start)
         else:
-            self._add(parameters, found.kept[-1].step, 1.0)
+            self._add(parameters, found[-1].step, 1.0)
 
     def _preconditioner(self, curved: Any, parameters: list[Tensor], states: list[dict[str, Tensor]], damping: float) -> Any:
         if self.preconditioner == "none":
@@ -273,23 +273,25 @@ class Newton(Optimizer):
             p.add_(s, alpha=lr * factor)
 
     def _take_best(
-        self, batches: Sequence[Curvature], parameters: list[Tensor], found: Found, gradient: Tensors, start: float
+        self, batches: Sequence[Curvature], parameters: list[Tensor], found: list[Iterate], gradient: Tensors, start: float
     ) -> None:
         """The last iterate, an earlier one, or a part of it: the first that lowers the loss. The damping follows the model's
         success."""
         old = [p.clone() for p in parameters]
         damping = self._damping()
 
-        def loss_at(step: Tensors, factor: float) -> float:
-            for p, o in zip(parameters, old, strict=True):
-                p.copy_(o)
+        def place(step: Tensors, factor: float) -> None:
+            torch._foreach_copy_(parameters, old)
             self._add(parameters, step, factor)
+
+        def loss_at(step: Tensors, factor: float) -> float:
+            place(step, factor)
             return torch.stack([b.loss_again() for b in batches]).mean().item()
 
-        chosen: Iterate = found.kept[-1]
+        chosen = found[-1]
         best = loss_at(chosen.step, 1.0)
         first = best
-        for earlier in reversed(found.kept[:-1]):
+        for earlier in reversed(found[:-1]):
             value = loss_at(earlier.step, 1.0)
             if not (value < best or not math.isfinite(best)):
                 break
@@ -303,12 +305,11 @@ class Newton(Optimizer):
             best = loss_at(chosen.step, factor)
         taken = best < start
         if taken:
-            loss_at(chosen.step, factor)
+            place(chosen.step, factor)
         else:
-            for p, o in zip(parameters, old, strict=True):
-                p.copy_(o)
+            torch._foreach_copy_(parameters, old)
         model = chosen.model - 0.5 * damping * size  # without the damping
-        ratio = (first if chosen is found.kept[-1] else best) - start
+        ratio = (first if chosen is found[-1] else best) - start
         ratio = ratio / model if model < 0 and math.isfinite(ratio) else -1.0
         self._set_damping(4 if not taken else 1.5 if ratio < 0.25 else 2 / 3 if ratio > 0.75 else 1)
 
