@@ -12,6 +12,7 @@ from oracle_regression import FORMS, KINDS
 import torch_rescaled
 from torch_rescaled import regression_evaluate, regression_hvp, regression_loss
 
+OPS = torch.ops.torch_rescaled
 NAMES = ("A", "b", "x", "row_weight", "penalty_weight")
 
 
@@ -133,16 +134,19 @@ def test_strides(dtype, layout):
     check(tensors, kind="sinh", form="rescaled")
 
 
+@pytest.mark.parametrize("penalized", [True, False])
 @pytest.mark.parametrize("curvature", ["gauss_newton", "clipped", "full"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_hessian_and_products(kind, form, curvature):
+def test_hessian_and_products(kind, form, curvature, penalized):
     tensors = oracle.problem(60, 7, (2,), weights=True)
+    if not penalized:
+        tensors[4] = None
     v = torch.randn(2, 7, dtype=torch.float64)
     log_loss, gradient, hessian, log_scale = call(regression_evaluate, tensors, kind=kind, form=form, curvature=curvature)
     product = call(lambda A, b, x, **k: regression_hvp(A, b, x, v, **k), tensors, kind=kind, form=form, curvature=curvature)
     for i in range(2):
-        point = [t[i] for t in tensors]
+        point = [t[i] for t in present(tensors)] + ([] if penalized else [torch.zeros(60, dtype=torch.float64)])
         value, full, J, residual = definition_at(point, kind, form)
         ours = hessian[i] * log_scale[i].exp()
         if curvature == "full":
@@ -155,6 +159,29 @@ def test_hessian_and_products(kind, form, curvature):
         torch.testing.assert_close(product[i], ours @ v[i], rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(gradient[i] * log_scale[i].exp(), J.T @ residual, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(log_loss[i].exp(), value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=dtype_name)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gauss_newton_in_one_read_is_that_of_resident_rows(kind, form, dtype):
+    """Over many blocks and chunks, with logits that grow along them: every block raises the exponent."""
+    A, b, x, w, _ = oracle.problem(9000, 30, weights=True, dtype=dtype)
+    A, b = A[(A @ x).argsort()] * 4, b / b.sum()
+    statistics, gradient, hessian = OPS._regression_gauss_newton(A, b, x, w, kind, form)
+    logits = OPS._regression_matvec(A, x)
+    expected = OPS._regression_statistics(logits, None, None, b, w, None, kind, form)[0]
+    rows = OPS._regression_rows(logits, expected, b, w, None, kind, form)
+    curved = OPS._regression_curvature(A, rows, expected, "gauss_newton")[1]
+    scale = (statistics[0] - expected[0]).exp()  # log_scale: the two may differ by a power of 2
+    eps = torch.finfo(dtype).eps
+    a, (_, diagonal, _, p, q, *_) = A.double().abs(), rows.double().abs()
+    sides = torch.stack([p, q]) @ a
+    # The sizes of its terms, before they cancel.
+    size = a.mT @ (diagonal[:, None] * a) + 2 * sides[0].outer(sides[1]) + expected[7] * sides[0].outer(sides[0])
+    assert ((hessian * scale - curved).abs() <= 20 * eps * size).all()
+    alone = OPS._regression_evaluate(A, b, x, w, None, kind, form)
+    torch.testing.assert_close([statistics, gradient], list(alone), rtol=100 * eps, atol=100 * eps * gradient.abs().max().item())
 
 
 def definition_at(point, kind, form):

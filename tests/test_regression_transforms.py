@@ -89,6 +89,7 @@ SAMPLES = {
     "_regression_jvp": lambda p: ((*along(p), *p, p[2].detach(), "sinh", "normalized"), {}),
     "_regression_double_backward": lambda p: ((*along(p), one(), *p, p[2].detach(), "exp", "plain", [True] * 6), {}),
     "_regression_evaluate": lambda p: ((*detached(p), "exp", "rescaled"), {}),
+    "_regression_gauss_newton": lambda p: ((*detached(p)[:4], "exp", "rescaled"), {}),
     "_regression_product": lambda p: ((*detached(p), p[2].detach(), "exp", "rescaled", "full"), {}),
     "_regression_matvec": lambda p: ((p[0].detach(), p[2].detach()), {}),
     "_regression_statistics": lambda p: ((p[1].detach(), None, None, *detached(p)[1:2], None, None, "exp", "plain"), {}),

@@ -109,6 +109,11 @@ def _regression_forward(A: Shape, b: Shape, x: Shape, *rest: Any, **_: Any) -> i
     return _elements(A, b, x) * 2 * (2 if "plain" in rest else 4)
 
 
+@register_flop_formula(_OPS._regression_gauss_newton)
+def _regression_gauss_newton(A: Shape, b: Shape, x: Shape, *rest: Any, **_: Any) -> int:
+    return _elements(A, b, x) * (8 + A[-1])  # half of the symmetric product
+
+
 @register_flop_formula(_OPS._regression_product)
 def _regression_product(A: Shape, b: Shape, x: Shape, *rest: Any, **_: Any) -> int:
     return _elements(A, b, x) * 2 * (3 if "plain" in rest else 8)

@@ -52,6 +52,7 @@ for _op in (
     _OPS._regression_jvp.default,
     _OPS._regression_double_backward.default,
     _OPS._regression_evaluate.default,
+    _OPS._regression_gauss_newton.default,
     _OPS._regression_product.default,
     _OPS._regression_matvec.default,
     _OPS._regression_statistics.default,

@@ -90,7 +90,8 @@ def regression_evaluate(
     Args:
         A, b, x, row_weight, penalty_weight, kind, form: as in :func:`regression_loss`.
         curvature: ``"none"``; ``"gauss_newton"``, positive semidefinite; ``"clipped"``, the same plus the positive part of the
-            remaining diagonal; ``"full"``. With one A is read twice, otherwise once.
+            remaining diagonal; ``"full"``. A is read once without one, and for ``"gauss_newton"`` without a penalty up to 512
+            columns; otherwise twice.
 
     Returns:
         ``(log_loss [*], gradient [*, d], hessian [*, d, d], log_scale [*])`` in b's dtype: the gradient of the loss is

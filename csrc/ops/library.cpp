@@ -111,6 +111,9 @@ TORCH_LIBRARY(torch_rescaled, m) {
 
   // What has no derivative of its own: numbers of a point [*L, 12] float64, scaled gradient [*L, d] float64; products.
   m.def("_regression_evaluate(" REGRESSION ", " REGRESSION_SETTINGS ") -> (Tensor statistics, Tensor gradient)", tags);
+  m.def("_regression_gauss_newton(Tensor A, Tensor b, Tensor x, Tensor? row_weight, " REGRESSION_SETTINGS
+        ") -> (Tensor statistics, Tensor gradient, Tensor hessian)",
+        tags);
   m.def("_regression_product(" REGRESSION ", Tensor v, " REGRESSION_SETTINGS ", str curvature) -> Tensor", tags);
   m.def("_regression_matvec(Tensor A, Tensor v) -> Tensor", tags);
   // Refuses what the operators refuse, and computes nothing.

@@ -4,6 +4,7 @@
 #include <ATen/ops/abs.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/asinh.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/exp2.h>
 #include <ATen/ops/linalg_eigh.h>
 #include <ATen/ops/linspace.h>
@@ -15,6 +16,7 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <cmath>
 #include <limits>
 
 #include "../ops/regression/resident.h"
@@ -29,6 +31,7 @@ using Rows = rescaled::RegressionRows;
 using Statistics = rescaled::RegressionStatistics;
 
 constexpr double kCutoff = 1e-12;
+constexpr int64_t kScales = 24;  // of sinh's starts
 
 // A^T right and A^T diag(weight) A + square (A^T p)(A^T p)^T, in one read.
 RegressionCurvature weighted_gram(const Tensor& A, const Tensor& right, const Tensor& weight, const Tensor& p,
@@ -95,27 +98,44 @@ Start spectral_start(const RegressionPoint& x, const RegressionSettings& setting
   return found;
 }
 
-// Least squares of asinh(k b) for many k and both signs; the best by the loss.
+// How well u at these logits fits b up to a factor: the square of the cosine of their angle, and 1 more where the
+// factor has the sign of the sum of u. Elsewhere the normalized form has its pole, a sum of 0, between these logits and
+// a fit.
+double likeness(const Tensor& logits, const RegressionPoint& x, const std::string& kind) {
+  const Tensor s = wide(regression_statistics(logits, {}, {}, x, {kind, "rescaled"}).squeeze(-2));
+  const Tensor unit = s[Statistics::unit], square = s[Statistics::square], along = s[Statistics::beta] + unit * square;
+  const Tensor cosine = along.square() / ((s[Statistics::magnitude] - unit.square() * square) * square);
+  const double found = (cosine + (along * unit > 0)).item<double>();
+  return std::isfinite(found) ? found : -1;
+}
+
+// Least squares of asinh(k b) for many k, the best by its likeness; in the plain form k = 1.
 Start asinh_start(const RegressionPoint& x, const RegressionSettings& settings) {
+  constexpr int64_t kBlock = 1 << 14;  // rows of A in the type of the arithmetic at a time
   Start found;
-  const Tensor median = x.b.abs().median();
-  const double size = median.item<double>() > 0 ? median.item<double>() : x.b.abs().max().item<double>();
+  const double median = x.b.abs().median().item<double>(), size = median > 0 ? median : x.b.abs().max().item<double>();
   if (!(size > 0)) return found;
-  Tensor scales = at::exp2(at::linspace(-3, 14, 24, x.b.options())) / size;
-  if (settings.form == "plain") scales = at::ones_like(scales.slice(0, 0, 1));
-  const Tensor aims = at::asinh(x.b.unsqueeze(-1) * scales.unsqueeze(0)), ones = at::ones_like(x.b);  // [n, K]
+  const int64_t n = x.b.size(0);
+  const Tensor scales = settings.form == "plain" ? at::ones({1}, x.b.options())
+                                                 : at::exp2(at::linspace(-3, 14, kScales, x.b.options())) / size;
+  const auto block = [&](int64_t first) { return x.A.slice(0, first, first + kBlock).to(x.b.scalar_type()); };
+  Tensor right = at::zeros({x.A.size(1), scales.size(0)}, x.b.options().dtype(at::kDouble));
+  for (int64_t i = 0; i < n; i += kBlock) {
+    const Tensor aims = at::asinh(x.b.slice(0, i, i + kBlock).unsqueeze(-1) * scales);
+    right += at::matmul(block(i).mT(), aims);
+  }
+  const Tensor ones = at::ones_like(x.b);
   const Tensor W = whitening(wide(weighted_gram(x.A, ones, ones, ones, 0).hessian), kCutoff);
-  const Tensor A = x.A.to(x.b.scalar_type());
-  const Tensor starts = at::matmul(W, at::matmul(W.mT(), wide(at::matmul(A.mT(), aims))));  // [d, K]
-  const Tensor z = at::matmul(A, starts.to(x.b.options()));
-  found.reads = 3, found.grams = 1;
-  const Tensor signs = settings.form == "plain" ? at::ones({1}, at::kDouble) : at::linspace(1, -1, 2, at::kDouble);
-  double best = std::numeric_limits<double>::infinity();
+  const Tensor starts = at::matmul(W, at::matmul(W.mT(), wide(right)));  // [d, K]
+  found.reads = 2, found.grams = 1, found.x = starts.select(1, 0);
+  if (starts.size(1) == 1) return found;
+  const Tensor candidates = starts.to(x.b.options()), z = at::empty({scales.size(0), n}, x.b.options());
+  for (int64_t i = 0; i < n; i += kBlock) z.slice(1, i, i + kBlock).copy_(at::matmul(block(i), candidates).mT());
+  found.reads += 1;
+  double best = -1;
   for (int64_t k = 0; k < starts.size(1); ++k) {
-    const Tensor losses = losses_along(z.select(1, k), signs.to(x.b.device()), x, settings);
-    const int64_t sign = losses.argmin().item<int64_t>();
-    const double loss = losses[sign].item<double>();
-    if (loss < best) best = loss, found.x = starts.select(1, k) * signs[sign];
+    const double fit = likeness(z[k], x, settings.kind);
+    if (fit > best) best = fit, found.x = starts.select(1, k);
   }
   return found;
 }

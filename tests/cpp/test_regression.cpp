@@ -124,13 +124,13 @@ struct Reference {
     }
   }
   template <class T>
-  Doubles hessian(const Buffer<T>& A, int64_t batch) const {
+  Doubles hessian(const Buffer<T>& A, int64_t batch, double full = 1) const {
     Doubles out(d * d), side_p(d), side_q(d);
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j < d; ++j) {
         const double a = A.at(batch, i, j);
-        side_p[j] += p[i] * a, side_q[j] += (q[i] + q_rest[i]) * a;
-        for (int64_t k = 0; k < d; ++k) out[j * d + k] += (diagonal[i] + rest[i]) * a * A.at(batch, i, k);
+        side_p[j] += p[i] * a, side_q[j] += (q[i] + full * q_rest[i]) * a;
+        for (int64_t k = 0; k < d; ++k) out[j * d + k] += (diagonal[i] + full * rest[i]) * a * A.at(batch, i, k);
       }
     for (int64_t j = 0; j < d; ++j)
       for (int64_t k = 0; k < d; ++k)
@@ -188,6 +188,19 @@ void check(Kind kind, Form form, int64_t n, int64_t d, bool strided) {
       for (int64_t k = 0; k < d; ++k) expected[j] += H[j * d + k] * v.at(i, 0, k);
     expect_close("product", scaled(vector.values(i), scale(i)), expected, tolerance * 4, reference[i].size);
   }
+
+  Buffer<T> none(batches, n, 1), square_matrix(batches, d, d);
+  none.fill(0, 0);
+  RegressionParameters without = p;
+  without.penalty_weight = {}, without.curvature = Curvature::gauss_newton;
+  without.hessian = square_matrix.template view<void*>(false);
+  run(kernels.gauss_newton(without), without);
+  for (int64_t i = 0; i < batches; ++i) {
+    const Reference r(A, b, w, none, x, i, kind, form);
+    expect_close("gradient beside Gauss-Newton", scaled(vector.values(i), scale(i)), r.gradient, tolerance, r.size);
+    expect_close("Gauss-Newton", scaled(square_matrix.values(i), scale(i)), r.hessian(A, i, 0), tolerance * 4, r.size);
+  }
+  run(kernels.evaluate(p), p);  // statistics with the penalty, for what follows
 
   p.v = p.x, p.products = logits.template view<void*>(true);
   run(kernels.matvec(p), p);

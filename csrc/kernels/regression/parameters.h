@@ -86,9 +86,10 @@ struct RegressionParameters {
 using RegressionProgram = Program<RegressionParameters>;
 
 struct RegressionKernels {
-  RegressionProgram (*evaluate)(const RegressionParameters&);  // statistics and gradient at x, one read of A
-  RegressionProgram (*product)(const RegressionParameters&);   // Hessian (gauss_newton, full) times v, one read of A
-  RegressionProgram (*matvec)(const RegressionParameters&);    // A v
+  RegressionProgram (*evaluate)(const RegressionParameters&);      // statistics and gradient at x, one read of A
+  RegressionProgram (*gauss_newton)(const RegressionParameters&);  // the same and the Hessian, without a penalty
+  RegressionProgram (*product)(const RegressionParameters&);  // Hessian (gauss_newton, full) times v, one read of A
+  RegressionProgram (*matvec)(const RegressionParameters&);   // A v
   RegressionProgram (*statistics)(const RegressionParameters&);
   RegressionProgram (*rows)(const RegressionParameters&);
   RegressionProgram (*model)(const RegressionParameters&);

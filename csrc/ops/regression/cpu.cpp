@@ -63,6 +63,22 @@ std::tuple<Tensor, Tensor> evaluate(RESCALED_REGRESSION, RESCALED_REGRESSION_SET
   return {statistics, gradient};
 }
 
+Three gauss_newton(const Tensor& A, const Tensor& b, const Tensor& x, const MaybeTensor& row_weight,
+                   RESCALED_REGRESSION_SETTINGS) {
+  const RegressionPoint point{A, b, x, defined_or(row_weight), {}};
+  check_regression_point("_regression_gauss_newton", point, RESCALED_THE_REGRESSION_SETTINGS);
+  const Problems problems(point);
+  RegressionParameters p = problems.parameters();
+  set(p, kind, form), set(p, problems, point);
+  const Tensor statistics = at::empty(problems.full({RegressionStatistics::count}), wide(A)),
+               gradient = at::empty(problems.full({p.columns}), wide(A)),
+               hessian = at::empty(problems.full({p.columns, p.columns}), A.options().dtype(accumulation_type(A)));
+  p.statistics = problems.output(statistics, 1), p.vector = problems.output(gradient, 1);
+  p.hessian = problems.output(hessian, 2);
+  run(regression_cpu_kernels().gauss_newton, problems, p);
+  return {statistics, gradient, hessian};
+}
+
 Tensor product(RESCALED_REGRESSION, const Tensor& v, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature) {
   const RegressionPoint point = RESCALED_THE_REGRESSION;
   check_regression_product(point, v, RESCALED_THE_REGRESSION_SETTINGS, curvature);
@@ -157,6 +173,7 @@ Three curvature(const Tensor& A, const Tensor& rows, const Tensor& statistics, c
 
 TORCH_LIBRARY_IMPL(torch_rescaled, CPU, m) {
   m.impl("_regression_evaluate", TORCH_FN(rescaled::ops::evaluate));
+  m.impl("_regression_gauss_newton", TORCH_FN(rescaled::ops::gauss_newton));
   m.impl("_regression_product", TORCH_FN(rescaled::ops::product));
   m.impl("_regression_matvec", TORCH_FN(rescaled::ops::matvec));
   m.impl("_regression_statistics", TORCH_FN(rescaled::ops::statistics));

@@ -10,6 +10,7 @@
 #include "../../kernels/regression/parameters.h"
 #include "checks.h"
 #include "plain.h"
+#include "resident.h"
 
 namespace rescaled::ops {
 namespace {
@@ -102,6 +103,15 @@ Two evaluate(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS) {
   return {statistics.contiguous(), gradient.contiguous()};
 }
 
+Three gauss_newton(const Tensor& A, const Tensor& b, const Tensor& x, const MaybeTensor& row_weight,
+                   RESCALED_REGRESSION_SETTINGS) {
+  const RegressionPoint point{A, b, x, defined_or(row_weight), {}};
+  check_regression_point("_regression_gauss_newton", point, RESCALED_THE_REGRESSION_SETTINGS);
+  const ResidentPoint at = resident_point(point, RESCALED_THE_REGRESSION_SETTINGS);
+  const RegressionCurvature found = regression_curvature(A, at.rows, at.statistics, "gauss_newton");
+  return {at.statistics.contiguous(), found.gradient.to(at::kDouble), found.hessian.contiguous()};
+}
+
 Tensor product(RESCALED_REGRESSION, const Tensor& v, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature) {
   check_regression_product(RESCALED_THE_REGRESSION, v, RESCALED_THE_REGRESSION_SETTINGS, curvature);
   return plain_regression_product(RESCALED_THE_REGRESSION, v, RESCALED_THE_REGRESSION_SETTINGS, curvature);
@@ -116,6 +126,10 @@ Two regression_forward(const RegressionPoint& x, const RegressionSettings& setti
 Two regression_evaluate(const RegressionPoint& x, const RegressionSettings& settings) {
   static const auto op = handle<RegressionForward>("torch_rescaled::_regression_evaluate");
   return op.call(POINT_ARGUMENTS, settings.kind, settings.form);
+}
+Three regression_gauss_newton(const RegressionPoint& x, const RegressionSettings& settings) {
+  static const auto op = handle<RegressionGaussNewton>("torch_rescaled::_regression_gauss_newton");
+  return op.call(x.A, x.b, x.x, maybe(x.row_weight), settings.kind, settings.form);
 }
 Tensor regression_product(const RegressionPoint& x, const Tensor& v, const RegressionSettings& settings,
                           c10::string_view curvature) {
@@ -132,5 +146,6 @@ TORCH_LIBRARY_IMPL(torch_rescaled, CompositeExplicitAutograd, m) {
   m.impl("_regression_jvp", TORCH_FN(jvp));
   m.impl("_regression_double_backward", TORCH_FN(double_backward));
   m.impl("_regression_evaluate", TORCH_FN(evaluate));
+  m.impl("_regression_gauss_newton", TORCH_FN(gauss_newton));
   m.impl("_regression_product", TORCH_FN(product));
 }

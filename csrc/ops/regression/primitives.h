@@ -6,6 +6,7 @@
 namespace rescaled::ops {
 
 using Two = std::tuple<Tensor, Tensor>;
+using Three = std::tuple<Tensor, Tensor, Tensor>;
 using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using RegressionForward = Two(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS);
@@ -15,6 +16,8 @@ using RegressionJvp = Tensor(RESCALED_REGRESSION_TANGENTS, RESCALED_REGRESSION, 
                              RESCALED_REGRESSION_SETTINGS);
 using RegressionSecond = Six(RESCALED_REGRESSION_TANGENTS, const MaybeTensor& grad_loss, RESCALED_REGRESSION,
                              const Tensor& gradient, RESCALED_REGRESSION_SETTINGS, std::array<bool, 6> need);
+using RegressionGaussNewton = Three(const Tensor& A, const Tensor& b, const Tensor& x, const MaybeTensor& row_weight,
+                                    RESCALED_REGRESSION_SETTINGS);
 using RegressionProduct = Tensor(RESCALED_REGRESSION, const Tensor& v, RESCALED_REGRESSION_SETTINGS,
                                  c10::string_view curvature);
 
@@ -22,6 +25,8 @@ using RegressionProduct = Tensor(RESCALED_REGRESSION, const Tensor& v, RESCALED_
 Two regression_forward(const RegressionPoint&, const RegressionSettings&);
 // (statistics, scaled gradient): no derivative
 Two regression_evaluate(const RegressionPoint&, const RegressionSettings&);
+// (statistics, scaled gradient, scaled Hessian of Gauss-Newton), without a penalty: no derivative
+Three regression_gauss_newton(const RegressionPoint&, const RegressionSettings&);
 // Hessian product: no derivative
 Tensor regression_product(const RegressionPoint&, const Tensor& v, const RegressionSettings&,
                           c10::string_view curvature);

@@ -1,36 +1,29 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Gradient, Hessian and the gradient's rounding errors from the vectors of a point, in one read of A: the lower
 // triangle of A^T diag(D) A by register tiles, the rest by sums of rows of the same block.
-#include "../../cpu/tile.h"
-#include "pass.h"
+#include "gram.h"
 
 namespace rescaled::RESCALED_ISA {
 namespace {
 
-constexpr int64_t kGramRows =
-    128;  // a panel of 3 vectors, 12 KB, and the lines of A it meets stay in the first-level cache
 constexpr int64_t kFlushBlocks = 16;  // blocks after which sums in T are added to those in double
 constexpr int64_t kPanelsPerGroup =
     8;                     // of one task; more are shared out, each group reading A again, d / 24 times the work
 constexpr int kSides = 4;  // A^T gradient, A^T p, A^T q, noise
-template <class T>
-inline constexpr int64_t kPanelLanes = kTileVectors * kLanes<T>;
-
 // Tasks are (batch, chunk of rows, group of panels).
 template <class T>
 struct GramTasks {
-  int64_t panels, groups, chunks, rows, padded;  // rows of a chunk; columns padded to whole tiles
-  explicit GramTasks(const RegressionParameters& p) {
-    panels = (p.columns + kPanelLanes<T> - 1) / kPanelLanes<T>;
+  Triangle<T> triangle;
+  int64_t groups, chunks, rows;  // rows of a chunk
+  explicit GramTasks(const RegressionParameters& p) : triangle(p.columns) {
+    const int64_t panels = triangle.panels;
     groups = panels > kPanelsPerGroup ? (panels + kPanelsPerGroup - 1) / kPanelsPerGroup : 1;
-    padded = round_up(p.columns, kTileRows);
     // A chunk costs a copy of the triangle: it should have several times as many rows as columns.
     const int64_t wanted = 16 / (p.batches * groups < 16 ? p.batches * groups : 16), least = 4 * p.columns + 1024;
     rows = (p.rows + wanted - 1) / wanted;
     rows = round_up(rows < least ? least : rows, kGramRows);
     chunks = p.rows > 0 ? (p.rows + rows - 1) / rows : 1;
   }
-  int64_t gram_size() const { return panels * padded * kPanelLanes<T>; }
 };
 
 template <class T>
@@ -38,7 +31,7 @@ struct GramParts {
   double *gram, *sides;  // [batches][chunks][panels][padded][panel lanes], [batches][chunks][kSides][columns]
   GramParts(const RegressionParameters& p, Arena& arena) {
     const GramTasks<T> tasks(p);
-    gram = arena.take<double>(p.batches * tasks.chunks * tasks.gram_size());
+    gram = arena.take<double>(p.batches * tasks.chunks * tasks.triangle.size());
     sides = arena.take<double>(p.batches * tasks.chunks * kSides * p.columns);
   }
 };
@@ -49,9 +42,9 @@ struct GramScratch {
   int64_t ld;  // of the sides
   GramScratch(const RegressionParameters& p, Arena& arena) : ld(round_up(p.columns, kLanes<T>)) {
     const GramTasks<T> tasks(p);
-    packed = arena.take<T>(kGramRows * tasks.padded), panel = arena.take<T>(kGramRows * kPanelLanes<T>);
-    const int64_t panels = tasks.panels < kPanelsPerGroup ? tasks.panels : kPanelsPerGroup;
-    gram = arena.take<T>(panels * tasks.padded * kPanelLanes<T>), sides = arena.take<T>(kSides * ld);
+    packed = arena.take<T>(kGramRows * tasks.triangle.padded), panel = arena.take<T>(kGramRows * kPanelLanes<T>);
+    const int64_t panels = tasks.triangle.panels < kPanelsPerGroup ? tasks.triangle.panels : kPanelsPerGroup;
+    gram = arena.take<T>(panels * tasks.triangle.panel_size()), sides = arena.take<T>(kSides * ld);
     coefficients = arena.take<T>((kSides + 1) * kMostRows), diagonal = arena.take<T>(kGramRows);
   }
 };
@@ -86,30 +79,18 @@ static void add_squares(Rows<T> a, int64_t count, int64_t columns, const T* weig
   }
 }
 
-// panel = diag(D) A[:, first column + lanes), zero beyond the last column.
-template <class T>
-static void fill_panel(Rows<T> a, int64_t count, int64_t first, int64_t columns, const T* diagonal, T* panel) {
-  const int64_t lanes = columns - first < kPanelLanes<T> ? columns - first : kPanelLanes<T>;
-  for (int64_t i = 0; i < count; ++i) {
-    const T* const row = a.data + i * a.ld + first;
-    T* const to = panel + i * kPanelLanes<T>;
-    const T d = diagonal[i];
-    for (int64_t j = 0; j < lanes; ++j) to[j] = d * row[j];
-    for (int64_t j = lanes; j < kPanelLanes<T>; ++j) to[j] = T(0);
-  }
-}
-
 template <class T>
 static void gram_task(const RegressionParameters& p, int64_t task, const GramParts<T>& parts, GramScratch<T>& s) {
   const GramTasks<T> tasks(p);
   const int64_t group = task % tasks.groups, part = task / tasks.groups, batch = part / tasks.chunks,
                 begin = part % tasks.chunks * tasks.rows,
                 end = begin + tasks.rows < p.rows ? begin + tasks.rows : p.rows;
-  const int64_t first_panel = group * kPanelsPerGroup, last_panel = first_panel + kPanelsPerGroup < tasks.panels
+  const Triangle<T>& triangle = tasks.triangle;
+  const int64_t first_panel = group * kPanelsPerGroup, last_panel = first_panel + kPanelsPerGroup < triangle.panels
                                                                         ? first_panel + kPanelsPerGroup
-                                                                        : tasks.panels;
-  const int64_t panel_size = tasks.padded * kPanelLanes<T>, gram_size = (last_panel - first_panel) * panel_size;
-  double* const gram = parts.gram + (part * tasks.panels + first_panel) * panel_size;
+                                                                        : triangle.panels;
+  const int64_t gram_size = (last_panel - first_panel) * triangle.panel_size();
+  double* const gram = parts.gram + part * triangle.size() + first_panel * triangle.panel_size();
   double* const sides = parts.sides + part * kSides * p.columns;
   const InputView A = matrix(p.A, p, batch), rows = matrix(p.resident_rows, p, batch);
   std::memset(gram, 0, sizeof(double) * gram_size), std::memset(s.gram, 0, sizeof(T) * gram_size);
@@ -126,20 +107,10 @@ static void gram_task(const RegressionParameters& p, int64_t task, const GramPar
   int64_t blocks = 0;
   for_blocks(begin, end, kGramRows, [&](Block block) {
     const int64_t count = block.count;
-    pack_block<T>(A, block, p.columns, tasks.padded, s.packed);
-    const Rows<T> a{s.packed, tasks.padded};
+    pack_block<T>(A, block, p.columns, triangle.padded, s.packed);
+    const Rows<T> a{s.packed, triangle.padded};
     load_curvature<T>(p, rows, block, s);
-    for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-      const int64_t column = panel * kPanelLanes<T>;
-      fill_panel<T>(a, count, column, p.columns, s.diagonal, s.panel);
-      T* const to = s.gram + (panel - first_panel) * panel_size;
-      for (int64_t i = column / kTileRows * kTileRows; i < tasks.padded; i += kTileRows) {
-        Tile<T, kTileRows, kTileVectors> c;
-        tile_load<T, kTileRows, kTileVectors>(c, to + i * kPanelLanes<T>, kPanelLanes<T>);
-        multiply<T, kTileRows, kTileVectors, true>(count, a.data + i, a.ld, s.panel, kPanelLanes<T>, c);
-        tile_store<T, kTileRows, kTileVectors>(c, to + i * kPanelLanes<T>, kPanelLanes<T>);
-      }
-    }
+    triangle.add(a, count, s.diagonal, first_panel, last_panel, s.panel, s.gram);
     if (group == 0) {
       const BlockRows<T> all{a.data, kStreams * a.ld, a.ld};
       add_weighted_rows<T, 3>(all, count, p.columns, s.coefficients, s.sides, s.ld);
@@ -185,7 +156,7 @@ static void hessian_finish(const RegressionParameters& p, int64_t begin, int64_t
   const GramTasks<T> tasks(p);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t batch = task / p.columns, i = task % p.columns;
-    const double* const gram = parts.gram + batch * tasks.chunks * tasks.gram_size();
+    const double* const gram = parts.gram + batch * tasks.chunks * tasks.triangle.size();
     const double* const side_p = parts.sides + batch * tasks.chunks * kSides * p.columns + p.columns;
     const double* const side_q = side_p + p.columns;
     const double square =
@@ -193,9 +164,9 @@ static void hessian_finish(const RegressionParameters& p, int64_t begin, int64_t
     const OutputView hessian = matrix(p.hessian, p, batch);
     T* const to = static_cast<T*>(hessian.data);
     for (int64_t j = 0; j <= i; ++j) {
-      const int64_t at = (j / kPanelLanes<T> * tasks.padded + i) * kPanelLanes<T> + j % kPanelLanes<T>;
+      const int64_t at = tasks.triangle.index(i, j);
       double sum = 0;
-      for (int64_t chunk = 0; chunk < tasks.chunks; ++chunk) sum += gram[chunk * tasks.gram_size() + at];
+      for (int64_t chunk = 0; chunk < tasks.chunks; ++chunk) sum += gram[chunk * tasks.triangle.size() + at];
       sum += square * side_p[i] * side_p[j] - side_p[i] * side_q[j] - side_q[i] * side_p[j];
       to[i * hessian.row + j * hessian.column] = to[j * hessian.row + i * hessian.column] = static_cast<T>(sum);
     }

@@ -4,19 +4,20 @@
 
 namespace rescaled {
 
-#define RESCALED_DECLARE(isa)                                           \
-  namespace isa {                                                       \
-  RegressionProgram regression_evaluate(const RegressionParameters&);   \
-  RegressionProgram regression_product(const RegressionParameters&);    \
-  RegressionProgram regression_matvec(const RegressionParameters&);     \
-  RegressionProgram regression_statistics(const RegressionParameters&); \
-  RegressionProgram regression_rows(const RegressionParameters&);       \
-  RegressionProgram regression_model(const RegressionParameters&);      \
-  RegressionProgram regression_curvature(const RegressionParameters&);  \
+#define RESCALED_DECLARE(isa)                                             \
+  namespace isa {                                                         \
+  RegressionProgram regression_evaluate(const RegressionParameters&);     \
+  RegressionProgram regression_gauss_newton(const RegressionParameters&); \
+  RegressionProgram regression_product(const RegressionParameters&);      \
+  RegressionProgram regression_matvec(const RegressionParameters&);       \
+  RegressionProgram regression_statistics(const RegressionParameters&);   \
+  RegressionProgram regression_rows(const RegressionParameters&);         \
+  RegressionProgram regression_model(const RegressionParameters&);        \
+  RegressionProgram regression_curvature(const RegressionParameters&);    \
   }
-#define RESCALED_KERNELS(isa)                                                                               \
-  {isa::regression_evaluate, isa::regression_product, isa::regression_matvec,   isa::regression_statistics, \
-   isa::regression_rows,     isa::regression_model,   isa::regression_curvature}
+#define RESCALED_KERNELS(isa)                                                                                 \
+  {isa::regression_evaluate,   isa::regression_gauss_newton, isa::regression_product, isa::regression_matvec, \
+   isa::regression_statistics, isa::regression_rows,         isa::regression_model,   isa::regression_curvature}
 
 RESCALED_DECLARE(baseline)
 #if defined(__x86_64__)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Loss with gradient, and Hessian products, from A, b and x alone: one read of A.
-#include "pass.h"
+// Loss with gradient (and Gauss-Newton's Hessian), and Hessian products, from A, b and x alone: one read of A.
+#include "gram.h"
 
 namespace rescaled::RESCALED_ISA {
 namespace {
@@ -12,21 +12,34 @@ template <Vectors kVectors>
 inline constexpr bool kIsProduct = kVectors == Vectors::product || kVectors == Vectors::plain_product;
 
 template <Vectors kVectors>
+inline constexpr bool kWithGram = kVectors == Vectors::gauss_newton;
+
+template <Vectors kVectors>
+RESCALED_INLINE Chunks chunks_of(const RegressionParameters& p) {
+  // A chunk costs a copy of the triangle: it should have several times as many rows as columns.
+  return kWithGram<kVectors> ? Chunks(p, p.columns, 16, 4 * p.columns + 1024) : Chunks(p, p.columns);
+}
+
+template <Vectors kVectors>
 RESCALED_INLINE int vector_count(const RegressionParameters& p) {
   return kVectorCount<kVectors> + (p.penalty_weight ? 1 : 0);
 }
 
 // What a chunk leaves: its sums, and its vectors.
-template <Vectors kVectors>
+template <class T, Vectors kVectors>
 struct Parts {
   Sums* sums;       // [batches][chunks]
   double* vectors;  // [batches][chunks][vector_count][columns]
-  int64_t chunks, count, columns;
+  double* grams;    // [batches][chunks][triangle]
+  int64_t chunks, count, columns, triangle;
   Parts(const RegressionParameters& p, Arena& arena)
-      : chunks(Chunks(p, p.columns).count), count(vector_count<kVectors>(p)), columns(p.columns) {
+      : chunks(chunks_of<kVectors>(p).count), count(vector_count<kVectors>(p)), columns(p.columns) {
+    triangle = kWithGram<kVectors> ? Triangle<T>(p.columns).size() : 0;
     sums = arena.take<Sums>(p.batches * chunks);
     vectors = arena.take<double>(p.batches * chunks * count * columns);
+    grams = arena.take<double>(p.batches * chunks * triangle);
   }
+  double* gram(int64_t batch, int64_t chunk) const { return grams + (batch * chunks + chunk) * triangle; }
   Sums& sums_of(int64_t batch, int64_t chunk) const { return sums[batch * chunks + chunk]; }
   double* vector(int64_t batch, int64_t chunk, int64_t i) const {
     return vectors + ((batch * chunks + chunk) * count + i) * columns;
@@ -37,11 +50,16 @@ template <class T, Vectors kVectors>
 struct PassScratch {
   RowBlock<T> rows;
   T *x, *v, *packed, *acc;
+  T *rows_of_gram, *panel, *gram;
   int64_t ld;
   PassScratch(const RegressionParameters& p, Arena& arena) : rows(arena), ld(round_up(p.columns, kLanes<T>)) {
     x = arena.take<T>(ld), v = arena.take<T>(ld);
     packed = arena.take<T>(reads_in_place<T>(p) ? 0 : block_rows<T>(p) * p.columns);
     acc = arena.take<T>(vector_count<kVectors>(p) * ld);
+    const Triangle<T> triangle(p.columns);
+    rows_of_gram = arena.take<T>(kWithGram<kVectors> ? kGramRows * triangle.padded : 0);
+    panel = arena.take<T>(kWithGram<kVectors> ? kGramRows * kPanelLanes<T> : 0);
+    gram = arena.take<T>(kWithGram<kVectors> ? triangle.size() : 0);
   }
 };
 
@@ -52,19 +70,35 @@ RESCALED_INLINE Degree degree_at(int i) {
 }
 
 template <class T, Vectors kVectors>
-static void flush(const Parts<kVectors>& parts, PassScratch<T, kVectors>& s, int64_t batch, int64_t chunk) {
+static void flush(const Parts<T, kVectors>& parts, PassScratch<T, kVectors>& s, int64_t batch, int64_t chunk) {
   for (int64_t i = 0; i < parts.count; ++i) {
     double* to = parts.vector(batch, chunk, i);
     for (int64_t j = 0; j < parts.columns; ++j) to[j] += double{s.acc[i * s.ld + j]};
   }
   std::memset(s.acc, 0, sizeof(T) * parts.count * s.ld);
+  double* const gram = parts.gram(batch, chunk);
+  for (int64_t i = 0; i < parts.triangle; ++i) gram[i] += double{s.gram[i]};
+  std::memset(s.gram, 0, sizeof(T) * parts.triangle);
+}
+
+// The block's part of the Gram, with the coefficients that follow the vectors'.
+template <class T, Vectors kVectors>
+static void add_gram(const RegressionParameters& p, BlockRows<T> a, int64_t rows, PassScratch<T, kVectors>& s) {
+  const Triangle<T> triangle(p.columns);
+  for (int64_t first = 0; first < rows; first += kGramRows) {
+    const int64_t count = rows - first < kGramRows ? rows - first : kGramRows;
+    for (int64_t i = 0; i < count; ++i)
+      std::memcpy(s.rows_of_gram + i * triangle.padded, a.row(first + i), sizeof(T) * p.columns);
+    triangle.add({s.rows_of_gram, triangle.padded}, count, s.rows.coefficient(kVectorCount<kVectors>) + first, 0,
+                 triangle.panels, s.panel, s.gram);
+  }
 }
 
 template <class T, Vectors kVectors>
-static void pass_task(const RegressionParameters& p, int64_t task, const Parts<kVectors>& parts,
+static void pass_task(const RegressionParameters& p, int64_t task, const Parts<T, kVectors>& parts,
                       PassScratch<T, kVectors>& s) {
   constexpr int count = kVectorCount<kVectors>;
-  const Chunks chunks(p, p.columns);
+  const Chunks chunks = chunks_of<kVectors>(p);
   const int64_t batch = task / chunks.count, chunk = task % chunks.count;
   const InputView A = matrix(p.A, p, batch);
   const RowInputs in(p, batch);
@@ -72,7 +106,8 @@ static void pass_task(const RegressionParameters& p, int64_t task, const Parts<k
   if (kIsProduct<kVectors>) load_vector<T>(matrix(p.v, p, batch), 0, p.columns, s.ld, s.v);
   Sums& sums = parts.sums_of(batch, chunk) = Sums{};
   std::memset(parts.vector(batch, chunk, 0), 0, sizeof(double) * parts.count * parts.columns);
-  std::memset(s.acc, 0, sizeof(T) * parts.count * s.ld);
+  std::memset(parts.gram(batch, chunk), 0, sizeof(double) * parts.triangle);
+  std::memset(s.acc, 0, sizeof(T) * parts.count * s.ld), std::memset(s.gram, 0, sizeof(T) * parts.triangle);
   int64_t unflushed = 0;
   for_blocks(chunks.begin(chunk), chunks.end(p, chunk), block_rows<T>(p), [&](Block block) {
     const int64_t rows = block.count, padded = round_up(rows, kLanes<T>);
@@ -81,18 +116,23 @@ static void pass_task(const RegressionParameters& p, int64_t task, const Parts<k
     if (kIsProduct<kVectors>) products_of_rows<T>(a, rows, padded, p.columns, s.v, s.rows.t);
     load_targets<T>(in, block, padded, s.rows);
     const double raised = begin_rows<T>(p, rows, padded, s.rows, sums);
-    if (raised > 0)
+    if (raised > 0) {
+      const double squared = power_of_two(-2 * raised);
+      for (int64_t i = 0; i < parts.triangle; ++i)
+        s.gram[i] *= static_cast<T>(squared), parts.gram(batch, chunk)[i] *= squared;
       for (int i = 0; i < count; ++i) {
         const double factor = scaled(1, degree_at<kVectors>(i), power_of_two(-raised));
         for (int64_t j = 0; j < s.ld; ++j) s.acc[i * s.ld + j] *= static_cast<T>(factor);
         double* const done = parts.vector(batch, chunk, i);
         for (int64_t j = 0; j < p.columns; ++j) done[j] *= factor;
       }
+    }
     add_rows<T, kVectors>(p, padded, s.rows, sums);
     if (p.penalty_weight)
       add_weighted_rows<T, count + 1>(a, rows, p.columns, s.rows.coefficients, s.acc, s.ld);
     else
       add_weighted_rows<T, count>(a, rows, p.columns, s.rows.coefficients, s.acc, s.ld);
+    if constexpr (kWithGram<kVectors>) add_gram<T, kVectors>(p, a, rows, s);
     unflushed += rows;
     if (unflushed >= kFlushRows) flush<T, kVectors>(parts, s, batch, chunk), unflushed = 0;
   });
@@ -102,14 +142,14 @@ static void pass_task(const RegressionParameters& p, int64_t task, const Parts<k
 template <class T, Vectors kVectors>
 static void pass_run(const RegressionParameters& p, int64_t begin, int64_t end, void* memory) {
   Arena workspace(p.workspace), arena(memory);
-  const Parts<kVectors> parts(p, workspace);
+  const Parts<T, kVectors> parts(p, workspace);
   PassScratch<T, kVectors> scratch(p, arena);
   for (int64_t task = begin; task < end; ++task) pass_task<T, kVectors>(p, task, parts, scratch);
 }
 
 // Joins the chunks of a problem, in their order, into the first.
-template <Vectors kVectors>
-static Sums& join_chunks(const Parts<kVectors>& parts, int64_t batch) {
+template <class T, Vectors kVectors>
+static Sums& join_chunks(const Parts<T, kVectors>& parts, int64_t batch) {
   constexpr int count = kVectorCount<kVectors>;
   Sums& sums = parts.sums_of(batch, 0);
   double exponent = sums.exponent;
@@ -127,6 +167,9 @@ static Sums& join_chunks(const Parts<kVectors>& parts, int64_t batch) {
     part.rescale(exponent);
     for (int i = 0; i < count; ++i)
       for (int64_t j = 0; j < parts.columns; ++j) vectors[i][j] = scaled(vectors[i][j], degree_at<kVectors>(i), factor);
+    const double squared = factor * factor;
+    double *const gram = parts.gram(batch, 0), *const more = parts.gram(batch, chunk);
+    for (int64_t i = 0; i < parts.triangle; ++i) gram[i] = (chunk == 0 ? 0 : gram[i]) + squared * more[i];
     if (chunk == 0) continue;
     recenter_vectors<kVectors>(part.center - sums.center, vectors, parts.columns);
     recenter(part, sums.center);
@@ -156,13 +199,34 @@ RESCALED_INLINE double product_at(const RegressionParameters& p, const Sums& s, 
   return curved - plain / t.unit * q_t - q * along + t.square * plain / t.unit * along;
 }
 
-template <Vectors kVectors>
+// Gauss-Newton's Hessian: the Gram and its two-sided correction, from the vectors.
+template <class T, Vectors kVectors>
+static void write_hessian(const RegressionParameters& p, const Totals& t, const double* const* h, const double* gram,
+                          OutputView hessian) {
+  const Triangle<T> triangle(p.columns);
+  T* const to = static_cast<T*>(hessian.data);
+  const bool plain = p.form == Form::plain, normalized = p.form == Form::normalized;
+  const auto side_p = [&](int64_t j) { return plain ? 0 : normalized ? h[2][j] / t.unit : h[2][j]; };
+  const auto side_q = [&](int64_t j) {
+    return plain ? 0 : normalized ? (h[0][j] + (t.unit - t.offset) * h[1][j]) / t.factor : h[1][j];
+  };
+  for (int64_t i = 0; i < p.columns; ++i) {
+    const double p_i = side_p(i), q_i = side_q(i);
+    for (int64_t j = 0; j <= i; ++j) {
+      const double value =
+          gram[triangle.index(i, j)] / t.factor + t.square * p_i * side_p(j) - p_i * side_q(j) - q_i * side_p(j);
+      to[i * hessian.row + j * hessian.column] = to[j * hessian.row + i * hessian.column] = static_cast<T>(value);
+    }
+  }
+}
+
+template <class T, Vectors kVectors>
 static void finish_run(const RegressionParameters& p, int64_t begin, int64_t end, void*) {
   constexpr int count = kVectorCount<kVectors>;
   Arena workspace(p.workspace);
-  const Parts<kVectors> parts(p, workspace);
+  const Parts<T, kVectors> parts(p, workspace);
   for (int64_t batch = begin; batch < end; ++batch) {
-    const Sums& sums = join_chunks<kVectors>(parts, batch);
+    const Sums& sums = join_chunks<T, kVectors>(parts, batch);
     const Totals t = totals_of(sums, p.form);
     if (p.statistics) write_statistics(sums, p.form, static_cast<double*>(matrix(p.statistics, p, batch).data));
     const OutputView vector = matrix(p.vector, p, batch);
@@ -171,7 +235,7 @@ static void finish_run(const RegressionParameters& p, int64_t begin, int64_t end
     const double penalty = unscaled_factor(sums, p.form);
     for (int64_t j = 0; j < p.columns; ++j) {
       double value;
-      if constexpr (kVectors == Vectors::gradient)
+      if constexpr (kVectors == Vectors::gradient || kWithGram<kVectors>)
         value = gradient_at(t, h[0][j], h[1][j], h[2][j]);
       else if constexpr (kVectors == Vectors::product)
         value = product_at(p, sums, t, h, j);
@@ -179,17 +243,19 @@ static void finish_run(const RegressionParameters& p, int64_t begin, int64_t end
         value = h[0][j];
       static_cast<double*>(vector.data)[j * vector.row] = p.penalty_weight ? value + penalty * h[count][j] : value;
     }
+    if constexpr (kWithGram<kVectors>)
+      write_hessian<T, kVectors>(p, t, h, parts.gram(batch, 0), matrix(p.hessian, p, batch));
   }
 }
 
 template <class T, Vectors kVectors>
 static RegressionProgram program_of(const RegressionParameters& p) {
   RegressionProgram program;
-  program.steps[0] = {p.batches * Chunks(p, p.columns).count, bytes_of<PassScratch<T, kVectors>>(p),
+  program.steps[0] = {p.batches * chunks_of<kVectors>(p).count, bytes_of<PassScratch<T, kVectors>>(p),
                       pass_run<T, kVectors>};
-  program.steps[1] = {p.batches, 0, finish_run<kVectors>};
+  program.steps[1] = {p.batches, 0, finish_run<T, kVectors>};
   program.count = 2;
-  program.workspace_bytes = bytes_of<Parts<kVectors>>(p);
+  program.workspace_bytes = bytes_of<Parts<T, kVectors>>(p);
   return program;
 }
 template <Vectors kVectors>
@@ -201,6 +267,9 @@ static RegressionProgram program_of(const RegressionParameters& p) {
 
 RegressionProgram regression_evaluate(const RegressionParameters& p) {
   return p.form == Form::plain ? program_of<Vectors::plain_gradient>(p) : program_of<Vectors::gradient>(p);
+}
+RegressionProgram regression_gauss_newton(const RegressionParameters& p) {
+  return program_of<Vectors::gauss_newton>(p);
 }
 RegressionProgram regression_product(const RegressionParameters& p) {
   return p.form == Form::plain ? program_of<Vectors::plain_product>(p) : program_of<Vectors::product>(p);

@@ -12,8 +12,8 @@ namespace {
 // Chunks of rows are the unit of work, and of the fixed order in which sums are joined: by shape alone.
 struct Chunks {
   int64_t count, rows;  // of a problem; rows of each but the last
-  explicit Chunks(const RegressionParameters& p, int64_t work_per_row, int64_t most = 64) {
-    const int64_t least_rows = (int64_t{1} << 16) / (work_per_row + 1) + 1;
+  explicit Chunks(const RegressionParameters& p, int64_t work_per_row, int64_t most = 64, int64_t least = 1) {
+    const int64_t by_work = (int64_t{1} << 16) / (work_per_row + 1) + 1, least_rows = by_work > least ? by_work : least;
     const int64_t wanted = most / (p.batches < most ? p.batches : most);
     rows = (p.rows + wanted - 1) / wanted;
     rows = round_up(rows < least_rows ? least_rows : rows, kMostRows);

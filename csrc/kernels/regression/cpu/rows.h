@@ -136,10 +136,12 @@ static double predicted_unit(const RegressionParameters& p, double exponent, int
   return square > 0 && std::fabs(unit) < 1e30 ? unit : 0;
 }
 
-// Adds a block to the sums, and fills the coefficients of the vectors.
+// Adds a block to the sums, and fills the coefficients of the vectors; with gauss_newton also those of the Gram, after
+// them. That one leaves the penalty out.
 template <class T, Vectors kVectors>
 static void add_rows(const RegressionParameters& p, int64_t padded, RowBlock<T>& r, Sums& s) {
-  constexpr bool product = kVectors == Vectors::product || kVectors == Vectors::plain_product;
+  constexpr bool product = kVectors == Vectors::product || kVectors == Vectors::plain_product,
+                 gradient = kVectors == Vectors::gradient || kVectors == Vectors::gauss_newton;
   // In the plain form beyond the largest float only where b is zero so far.
   const Vec<T> center = broadcast(static_cast<T>(s.center < 1e38 ? s.center : 1e38)), zero = {};
   const bool full = p.curvature == Curvature::full;
@@ -150,9 +152,9 @@ static void add_rows(const RegressionParameters& p, int64_t padded, RowBlock<T>&
     const Vec<T> c = u - center * b, e = w * c, wb = w * b;
     u_sum += u, absolute_sum += absolute(u), target += e * b, residual += e * c, square += w * u * u,
         target_square += wb * b;
-    if constexpr (kVectors == Vectors::gradient || kVectors == Vectors::plain_gradient)
-      store(r.coefficient(0) + i, du * e);
-    if constexpr (kVectors == Vectors::gradient) store(r.coefficient(1) + i, du * wb), store(r.coefficient(2) + i, du);
+    if constexpr (kVectors == Vectors::plain_gradient || gradient) store(r.coefficient(0) + i, du * e);
+    if constexpr (gradient) store(r.coefficient(1) + i, du * wb), store(r.coefficient(2) + i, du);
+    if constexpr (kVectors == Vectors::gauss_newton) store(r.coefficient(3) + i, w * du * du);
     if constexpr (product) {
       const Vec<T> t = load(r.t + i), curved = w * du * du;
       store(r.coefficient(0) + i, (full ? curved + u * e : curved) * t);

@@ -53,14 +53,15 @@ enum class Vectors {
   none,
   gradient,        // du e | du row_weight b | du
   plain_gradient,  // du e
+  gauss_newton,    // as gradient, beside A^T diag(row_weight du^2) A
   product,         // (row_weight du^2 + u e) t | row_weight u b t | u t | du e | du row_weight b | du
   plain_product    // (row_weight du^2 + u e) t
 };
 template <Vectors kVectors>
-inline constexpr int kVectorCount = kVectors == Vectors::none       ? 0
-                                    : kVectors == Vectors::gradient ? 3
-                                    : kVectors == Vectors::product  ? 6
-                                                                    : 1;
+inline constexpr int kVectorCount = kVectors == Vectors::none                                            ? 0
+                                    : kVectors == Vectors::gradient || kVectors == Vectors::gauss_newton ? 3
+                                    : kVectors == Vectors::product                                       ? 6
+                                                                                                         : 1;
 template <Vectors kVectors>
 RESCALED_INLINE Degree degree_of(int i) {
   constexpr int quadratic_too = kVectors == Vectors::product ? 3 : 0;
@@ -69,7 +70,7 @@ RESCALED_INLINE Degree degree_of(int i) {
 // The vector whose coefficient is that of vector i with e replaced by row_weight b, or -1.
 template <Vectors kVectors>
 RESCALED_INLINE int target_of(int i) {
-  if (kVectors == Vectors::gradient) return i == 0 ? 1 : -1;
+  if (kVectors == Vectors::gradient || kVectors == Vectors::gauss_newton) return i == 0 ? 1 : -1;
   if (kVectors == Vectors::product) return i == 0 ? 1 : i == 3 ? 4 : -1;
   return -1;
 }
