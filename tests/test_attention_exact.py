@@ -5,6 +5,9 @@ import oracle
 import pytest
 import torch
 from helpers import KINDS, dtype_name
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import torch_rescaled
 
 OPS = torch.ops.torch_rescaled
 
@@ -108,3 +111,36 @@ def test_layout_changes_no_bit(kind, dtype, layout):
     ours = everything(*tensors, lambda t: oracle.lay_out(t, saved_layout))
     for a, b in zip(ours, everything(*(t.contiguous() for t in tensors), lambda t: t), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own keys", "grouped"])
+@pytest.mark.parametrize("kind", ["exp", "sinh"])
+def test_outputs_and_gradients_are_laid_out_as_their_inputs(kind, shared):
+    """A layer's heads stay beside each other in memory: going back to [B, N, heads D] is a view, in every derivative."""
+    B, N, heads, kv, D = 2, 9, 4, 2 if shared else 4, 8
+    x = [torch.randn(B, N, h * D, dtype=torch.float64, requires_grad=True) for h in (heads, kv, kv)]
+    q, k, v = (t.unflatten(-1, (-1, D)).transpose(1, 2) for t in x)
+
+    def flat(t):
+        return t.transpose(1, 2).view(B, N, -1)
+
+    out = torch_rescaled.attention(q, k, v, kind=kind, enable_gqa=shared)
+    dense = torch_rescaled.attention(*(t.contiguous() for t in (q, k, v)), kind=kind, enable_gqa=shared)
+    torch.testing.assert_close(flat(out), dense.transpose(1, 2).reshape(B, N, -1), rtol=0, atol=0)
+    leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+    out = torch_rescaled.attention(*leaves, kind=kind, enable_gqa=shared)
+    first = torch.autograd.grad(out, leaves, torch.randn_like(out), create_graph=True)
+    second = torch.autograd.grad(first, leaves, [torch.randn_like(g) for g in first])
+    tangent = torch.func.jvp(
+        lambda q: torch_rescaled.attention(q, k, v, kind=kind, enable_gqa=shared), (q,), (torch.randn_like(q),)
+    )[1]
+    turned = torch_rescaled.attention(q.contiguous(), k.contiguous(), v, kind=kind, enable_gqa=shared)
+    for t in (out, *first, *second, tangent, turned):
+        flat(t)
+
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = [mode.from_tensor(t) for t in leaves]
+        out_fake = torch_rescaled.attention(*fake, kind=kind, enable_gqa=shared)
+        first_fake = torch.autograd.grad(out_fake, fake, torch.ones_like(out_fake), create_graph=True)
+        second_fake = torch.autograd.grad(first_fake, fake, [torch.ones_like(g) for g in first_fake])
+    assert [t.stride() for t in (out, *first, *second)] == [t.stride() for t in (out_fake, *first_fake, *second_fake)]

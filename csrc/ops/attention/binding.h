@@ -9,6 +9,7 @@
 
 #include "../../kernels/attention/parameters.h"
 #include "../batch.h"
+#include "layout.h"
 #include "primitives.h"
 
 namespace rescaled::ops {
@@ -56,12 +57,14 @@ class Gradient {
   Gradient(bool wanted, const Tensor& input, const std::vector<int64_t>& computed) : input_(input) {
     if (!wanted) return;
     const bool whole = input.sizes() == at::IntArrayRef(computed);
-    value_ = at::empty(computed, whole ? input.options() : input.options().dtype(accumulation_type(input)));
+    value_ = whole ? empty_laid_out(computed, input, input.options())
+                   : at::empty(computed, input.options().dtype(accumulation_type(input)));
   }
   const Tensor& value() const { return value_; }
   Tensor reduced() const {
     if (!value_.defined()) return none(input_);
-    return input_.sizes() == value_.sizes() ? value_ : value_.sum_to_size(input_.sizes()).to(input_.scalar_type());
+    if (input_.sizes() == value_.sizes()) return value_;
+    return laid_out(value_.sum_to_size(input_.sizes()).to(input_.scalar_type()), input_);
   }
 
  private:

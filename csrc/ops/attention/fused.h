@@ -13,9 +13,9 @@
 
 namespace rescaled::ops {
 
-// What plain-tensor formulas gave, laid out as the kernels' outputs are.
+// What plain-tensor formulas gave, laid out as the kernels' outputs are: a matrix as what it belongs to is.
 inline Tensor finished(bool wanted, const Tensor& t, const Tensor& like) {
-  return wanted && t.defined() ? t.contiguous() : none(like);
+  return wanted && t.defined() ? laid_out(t, like) : none(like);
 }
 
 template <class Device>
@@ -26,11 +26,12 @@ Three forward(RESCALED_POINT, RESCALED_SETTINGS) {
   const Leading leading(x);
   if (!Device::serves(x, leading)) {
     const Saved out = plain_attention_forward(x, settings);
-    return {out.output.contiguous(), out.balance.contiguous(), out.log_normalizer.contiguous()};
+    return {laid_out(out.output, output_guide(query, value)), out.balance.contiguous(),
+            out.log_normalizer.contiguous()};
   }
   const int64_t rows = query.size(-2);
   const auto statistics = query.options().dtype(accumulation_type(query));
-  Tensor output = at::empty(leading.full({rows, value.size(-1)}), query.options());
+  Tensor output = empty_laid_out(leading.full({rows, value.size(-1)}), output_guide(query, value), query.options());
   Tensor balance = at::empty(leading.full({rows}), statistics),
          log_normalizer = at::empty(leading.full({rows}), statistics);
   if (!leading.empty()) {
@@ -48,7 +49,8 @@ Saved jvp_of(const Point& x, const Leading& leading, const Tangents& tangents, c
              const AttentionSettings& settings, at::ScalarType type) {
   const int64_t rows = x.query.size(-2);
   const auto statistics = x.query.options().dtype(accumulation_type(x.query));
-  Saved out{at::empty(leading.full({rows, x.value.size(-1)}), x.query.options().dtype(type)),
+  Saved out{empty_laid_out(leading.full({rows, x.value.size(-1)}), output_guide(x.query, x.value),
+                           x.query.options().dtype(type)),
             at::empty(leading.full({rows}), statistics), at::empty(leading.full({rows}), statistics)};
   if (!leading.empty()) {
     AttentionParameters p = parameters(x, settings, leading);
@@ -71,7 +73,7 @@ Three jvp(RESCALED_TANGENTS, RESCALED_POINT, RESCALED_SAVED, RESCALED_SETTINGS) 
   const Saved out = Device::serves(x, leading)
                         ? jvp_of<Device>(x, leading, tangents, saved, settings, query.scalar_type())
                         : plain_attention_jvp(tangents, x, settings);
-  return {out.output.contiguous(), out.balance.contiguous(), out.log_normalizer.contiguous()};
+  return {laid_out(out.output, output_guide(query, value)), out.balance.contiguous(), out.log_normalizer.contiguous()};
 }
 
 template <class Device>
@@ -84,8 +86,8 @@ Four backward(RESCALED_COTANGENTS, RESCALED_POINT, RESCALED_SAVED, RESCALED_SETT
   const Leading leading(x);
   if (!Device::serves(x, leading)) {
     const auto d = plain_attention_backward(cotangents, x, settings);
-    return {finished(need[0], d[0], query), finished(need[1], d[1], query), finished(need[2], d[2], query),
-            finished(need[3], d[3], query)};
+    return {finished(need[0], d[0], query), finished(need[1], d[1], key), finished(need[2], d[2], value),
+            need[3] && d[3].defined() ? d[3].contiguous() : none(query)};
   }
   const Gradients gradients(x, leading, need);
   if (leading.empty()) {
@@ -113,8 +115,10 @@ Seven double_backward(RESCALED_TANGENTS, RESCALED_COTANGENTS, RESCALED_POINT, RE
   const Leading leading(x);
   if (!Device::serves(x, leading)) {
     const auto d = plain_attention_double_backward(tangents, cotangents, x, settings);
-    const auto one = [&](size_t i) { return finished(need[i], d[i], query); };
-    return {one(0), one(1), one(2), one(3), one(4), one(5), one(6)};
+    const auto one = [&](size_t i, const Tensor& like) { return finished(need[i], d[i], like); };
+    const auto plain = [&](size_t i) { return need[i] && d[i].defined() ? d[i].contiguous() : none(query); };
+    return {
+        one(0, output_guide(query, value)), plain(1), plain(2), one(3, query), one(4, key), one(5, value), plain(6)};
   }
   const Saved first = jvp_of<Device>(x, leading, tangents, saved, settings, accumulation_type(query));
   const Gradients gradients(x, leading, {need[3], need[4], need[5], need[6]});

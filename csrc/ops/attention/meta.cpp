@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "checks.h"
+#include "layout.h"
 
 namespace rescaled::ops {
 namespace {
@@ -15,16 +16,23 @@ Tensor empty_with(std::vector<c10::SymInt> leading, std::initializer_list<c10::S
   return at::empty_symint(leading, options);
 }
 Tensor empty_as(const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); }
+// Of a matrix: laid out as what it belongs to is.
+Tensor laid_out_as(const Tensor& t, const Tensor& like) {
+  return empty_laid_out(t.sym_sizes().vec(), like, t.options());
+}
 
 Three outputs(const Point& x) {
   const auto full = leading_sizes(x);
   const auto statistics = x.query.options().dtype(accumulation_type(x.query));
-  return {empty_with(full, {x.query.sym_size(-2), x.value.sym_size(-1)}, x.query.options()),
+  std::vector<c10::SymInt> sizes = full;
+  sizes.insert(sizes.end(), {x.query.sym_size(-2), x.value.sym_size(-1)});
+  return {empty_laid_out(sizes, output_guide(x.query, x.value), x.query.options()),
           empty_with(full, {x.query.sym_size(-2)}, statistics), empty_with(full, {x.query.sym_size(-2)}, statistics)};
 }
 Four gradients(const Point& x, std::array<bool, 4> need) {
-  const auto one = [&](bool wanted, const Tensor& t) { return wanted && t.defined() ? empty_as(t) : none(x.query); };
-  return {one(need[0], x.query), one(need[1], x.key), one(need[2], x.value), one(need[3], x.bias)};
+  const auto one = [&](bool wanted, const Tensor& t) { return wanted ? laid_out_as(t, t) : none(t); };
+  return {one(need[0], x.query), one(need[1], x.key), one(need[2], x.value),
+          need[3] && x.bias.defined() ? empty_as(x.bias) : none(x.query)};
 }
 
 Three forward(RESCALED_POINT, RESCALED_SETTINGS) {
@@ -40,7 +48,7 @@ Four backward(RESCALED_COTANGENTS, RESCALED_POINT, RESCALED_SAVED, RESCALED_SETT
 Three jvp(RESCALED_TANGENTS, RESCALED_POINT, RESCALED_SAVED, RESCALED_SETTINGS) {
   const Point x = RESCALED_THE_POINT;
   check_jvp(x, RESCALED_THE_TANGENTS, RESCALED_THE_SAVED, RESCALED_THE_SETTINGS);
-  return {empty_as(output), empty_as(balance), empty_as(log_normalizer)};
+  return {laid_out_as(output, output_guide(query, value)), empty_as(balance), empty_as(log_normalizer)};
 }
 Seven double_backward(RESCALED_TANGENTS, RESCALED_COTANGENTS, RESCALED_POINT, RESCALED_SAVED, RESCALED_SETTINGS,
                       std::array<bool, 7> need) {
@@ -48,7 +56,7 @@ Seven double_backward(RESCALED_TANGENTS, RESCALED_COTANGENTS, RESCALED_POINT, RE
   check_double_backward(x, RESCALED_THE_TANGENTS, RESCALED_THE_COTANGENTS, RESCALED_THE_SAVED, RESCALED_THE_SETTINGS);
   auto [grad_query, grad_key, grad_value, grad_bias] = gradients(x, {need[3], need[4], need[5], need[6]});
   const auto one = [](bool wanted, const Tensor& t) { return wanted ? empty_as(t) : none(t); };
-  return {one(need[0], output),
+  return {need[0] ? laid_out_as(output, output_guide(query, value)) : none(output),
           one(need[1], balance),
           one(need[2], log_normalizer),
           grad_query,
