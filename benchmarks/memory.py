@@ -77,6 +77,7 @@ def in_own_process(warm_up: Contestant, chosen: Contestant, threads: int) -> int
 
 def main() -> None:
     request = json.load(sys.stdin)
+    torch.set_num_threads(1)  # a pool of threads does not survive a fork
     module = importlib.import_module(request["module"])
     result = []
     for fields in request["cases"]:

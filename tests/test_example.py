@@ -205,3 +205,38 @@ def test_in_context_learning_identities_and_bounds(tmp_path):
     low, high = map(float, re.search(r"eigenvalues from (\S+) to (\S+),", out).groups())
     assert low >= -0.2404 and high <= 0.3081
     assert (tmp_path / "i.png").stat().st_size > 10_000
+
+
+def test_a_flow_draws_digits(tmp_path):
+    pytest.importorskip("sklearn")
+    small = ("--steps", 3, "--batch", 8, "--width", 16, "--depth", 1, "--heads", 2, "--output", tmp_path)
+    rows = re.findall(r"^(fused|torch)\s+\S+\s+\S+\s+(\S+)", run_example("meanflow.py", *small), re.MULTILINE)
+    assert [name for name, _ in rows] == ["fused", "torch"]
+    assert float(rows[0][1]) == pytest.approx(float(rows[1][1]), abs=1e-3)  # the same training on PyTorch's attention
+    assert (tmp_path / "meanflow.png").stat().st_size > 5_000
+
+
+def test_forces_are_learned_through_double_backward(tmp_path):
+    small = ("--clusters", 8, "--steps", 3, "--batch", 4, "--width", 8, "--heads", 2, "--output", tmp_path)
+    out = run_example("energy_forces.py", *small)
+    errors = dict(re.findall(r"^energies and forces\s+(fused|torch)\s+\S+\s+(\S+\s+\S+)", out, re.MULTILINE))
+    fused, torch_ = ([float(x) for x in errors[name].split()] for name in ("fused", "torch"))
+    assert fused == pytest.approx(torch_, abs=2e-3)
+    assert (tmp_path / "energy_forces.png").stat().st_size > 5_000
+
+
+def test_forces_of_the_potential_are_its_gradient_and_turn_with_the_cluster():
+    energy_forces = pytest.importorskip("energy_forces", reason="needs matplotlib and tqdm")
+    model = energy_forces.Potential(8, 2, 2, "fused").double()
+    x = torch.randn(2, energy_forces.ATOMS, 3, dtype=torch.float64)
+    q = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0]
+
+    def forces(x):
+        x = x.clone().requires_grad_()
+        energy = model(x)
+        return energy.detach(), energy_forces.forces_of(energy, x)
+
+    (energy, force), (turned_energy, turned) = forces(x), forces(x[:, torch.randperm(energy_forces.ATOMS)] @ q)
+    torch.testing.assert_close(turned_energy, energy)
+    torch.testing.assert_close(turned.norm(dim=-1).sort().values, force.norm(dim=-1).sort().values)
+    assert torch.autograd.gradcheck(model, x[:1].requires_grad_(), atol=1e-5)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Dependencies run in one direction: kernels <- ops <- solvers <- Python <- examples and benchmarks.
+"""Dependencies run in one direction: kernels <- ops <- solvers <- functions <- layers <- optimizers <- examples and benchmarks.
 
 Includes and imports are read, not run; every rule is shown to fail on a planted violation.
 """
@@ -99,8 +99,10 @@ def import_violations(root: Path) -> Iterator[str]:
                 yield f"{name}: the package computes nothing itself and imports torch alone ({target})"
             if top == "ctypes" or "triton" in target or target.startswith("torch.utils.cpp_extension"):
                 yield f"{name}: kernels belong to csrc/kernels ({target})"
-            if module != "torch_rescaled" and target.startswith("torch_rescaled.nn") and not module.startswith("torch_rescaled.nn"):
-                yield f"{name}: functions must not import layers ({target})"
+            for above, what in (("torch_rescaled.nn", "layers"), ("torch_rescaled.optim", "optimizers")):
+                below = module != "torch_rescaled" and not module.startswith(("torch_rescaled.optim", above))
+                if target.startswith(above) and below:
+                    yield f"{name}: what is below must not import {what} ({target})"
             if target.startswith("torch_rescaled.integrations") and not module.startswith("torch_rescaled.integrations"):
                 yield f"{name}: the package must not need what it integrates with ({target})"
             if module == "torch_rescaled._library" and top == "torch_rescaled":
@@ -150,6 +152,7 @@ PLANTED = [
     ("torch_rescaled/nn/__init__.py", "def f():\n    from triton import language", "kernels belong to csrc/kernels"),
     ("torch_rescaled/functional.py", "import ctypes", "kernels belong to csrc/kernels"),
     ("torch_rescaled/functional.py", "from . import nn", "must not import layers"),
+    ("torch_rescaled/nn/attention.py", "from torch_rescaled.optim import Newton", "must not import optimizers"),
     ("torch_rescaled/nn/replace.py", "import transformers", "imports torch alone (transformers)"),
     ("torch_rescaled/solve.py", "from matplotlib import pyplot", "imports torch alone (matplotlib.pyplot)"),
     ("torch_rescaled/integrations/transformers.py", "import numpy as np", "imports torch alone (numpy)"),

@@ -54,8 +54,9 @@ class History:
 def make_optimizers(model: LanguageModel, training: TrainingSettings) -> list[Any]:
     """One, or Muon for the blocks' matrices with AdamW for the rest."""
     if training.optimizer == "newton":
-        groups = torch_rescaled.optim.Newton.parameter_groups(model)
-        return [torch_rescaled.optim.Newton(groups, damping=0.01, betas=(0.9, 0.95))]
+        groups = torch_rescaled.optim.Newton.parameter_groups(model, embeddings="newton")
+        settings = {"damping": 0.03, "preconditioner": "kronecker", "betas": (0.9, 0.95)}
+        return [torch_rescaled.optim.Newton(groups, **settings)]
     embeddings = {id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters(recurse=False)}
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0}

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.autograd import forward_ad, grad
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
-__all__ = ["Closure", "Curvature", "FrozenRandomness"]
+__all__ = ["CURVATURES", "Closure", "Curvature", "FrozenRandomness"]
 
 Closure = Callable[[], Any]
-_OP = "torch_rescaled::optim.Newton"
+CURVATURES = ("gauss_newton", "hessian")
+_OP = "torch_rescaled::optim"
 
 
 class FrozenRandomness:
@@ -60,10 +61,36 @@ def evaluate(closure: Closure) -> tuple[Tensor, tuple[Tensor, ...] | None]:
 
 
 class Curvature:
-    """One closure's loss and gradient, and products with its Hessian or Gauss-Newton matrix, from one retained graph.
+    """A closure's loss and gradient at the parameters as they are, and products with its Hessian or Gauss-Newton matrix.
 
-    The Gauss-Newton matrix is J^T H J, J the outputs' Jacobian in the parameters and H the loss's Hessian in the outputs: a product
-    is the closure in forward mode, two steps through the loss alone, and one backward through the outputs.
+    The Gauss-Newton matrix is J^T H J, J the outputs' Jacobian in the parameters and H the loss's Hessian in the outputs. One graph
+    is kept: a Hessian product is a backward of the gradient's graph; a Gauss-Newton product is the closure in forward mode, two
+    steps through the loss alone, and one backward of the outputs. No matrix is formed.
+
+    Args:
+        closure: computes the loss, or ``(loss, outputs)`` for ``"gauss_newton"``; does not call ``backward()``. Gauss-Newton
+            products call it again, with the random state of the first call.
+        parameters: what the curvature is in; every one must have a gradient. They must keep their values while products are taken.
+        kind: ``"gauss_newton"`` or ``"hessian"``.
+        others: parameters whose gradient is wanted beside.
+        model: a module whose buffers all but the first call leave as they are.
+
+    Attributes: ``loss``, ``outputs``, and ``gradient``, a list as long as ``parameters`` and ``others`` together.
+
+    Raises:
+        TypeError: a loss that is not one floating-point number; no outputs for ``"gauss_newton"``.
+        ValueError: a parameter that the loss does not depend on.
+        RuntimeError: a closure that consumes its graph.
+
+    Example:
+        >>> import torch, torch_rescaled
+        >>> layer = torch_rescaled.nn.RescaledAttention(16, 2, kind="cosh")
+        >>> x, parameters = torch.randn(2, 10, 16), list(layer.parameters())
+        >>> curvature = torch_rescaled.optim.Curvature(lambda: layer(x).square().mean(), parameters, "hessian")
+        >>> [t.shape for t in curvature.product(curvature.gradient)] == [p.shape for p in parameters]
+        True
+
+    Source: Pearlmutter, Fast exact multiplication by the Hessian (1994); Schraudolph (2002) for the Gauss-Newton product.
     """
 
     def __init__(
@@ -74,7 +101,8 @@ class Curvature:
         others: Sequence[Tensor] = (),
         model: torch.nn.Module | None = None,
     ) -> None:
-        """`others`: parameters with a gradient alone; `model`: whose buffers all but this first call leave as they are."""
+        if kind not in CURVATURES:
+            raise ValueError(f"{_OP}: expected curvature 'gauss_newton' or 'hessian', got {kind!r}")
         self.closure, self.parameters, self.kind = closure, list(parameters), kind
         self.frozen = FrozenRandomness([*parameters, *others], model)
         with torch.enable_grad():
@@ -112,6 +140,7 @@ class Curvature:
             self._loss_gradient = grad(loss, self.outputs, create_graph=True, allow_unused=True)
 
     def product(self, direction: Sequence[Tensor]) -> list[Tensor]:
+        """The matrix times ``direction``, tensors of the parameters' shapes."""
         found = self._hessian(direction) if self.kind == "hessian" else self._gauss_newton(direction)
         return [torch.zeros_like(p) if f is None else f.detach() for p, f in zip(self.parameters, found, strict=True)]
 

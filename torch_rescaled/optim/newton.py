@@ -2,7 +2,7 @@
 """Newton steps by conjugate gradients on curvature products."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, overload
 
 import torch
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from torch_rescaled.nn import RescaledAttention
 from torch_rescaled.optim._cg import Iterate, Tensors, conjugate_gradients, dot, plus
-from torch_rescaled.optim._products import Closure, Curvature, FrozenRandomness
+from torch_rescaled.optim._preconditioners import PRECONDITIONERS, Blocks, check_blocks, random_signs
+from torch_rescaled.optim.curvature import CURVATURES, Closure, Curvature, FrozenRandomness
 
 __all__ = ["Newton"]
 
 _OP = "torch_rescaled::optim.Newton"
-_CURVATURES = ("gauss_newton", "hessian")
-_PRECONDITIONERS = ("diagonal", "none")
 _LEAST_DAMPING, _MOST_DAMPING = 1e-12, 1e12
 _BACKTRACKS = 6
 
@@ -31,16 +31,18 @@ class Newton(Optimizer):
 
     Args:
         params: parameters, or groups of them. A group may set ``method`` (``"newton"`` or ``"adamw"``), ``lr``,
-            ``weight_decay``, ``betas`` and ``eps``. Without ``method``, parameters of two dimensions and more are Newton's;
-            :meth:`parameter_groups` also gives embeddings to AdamW. Real, dense, floating point.
+            ``weight_decay``, ``betas``, ``eps`` and ``blocks``, a pair (axis, count): the Kronecker preconditioner has factors for
+            every one of ``count`` parts of a matrix along the axis, heads for example. Without ``method``, parameters of two
+            dimensions and more are Newton's; :meth:`parameter_groups` also gives embeddings to AdamW, and heads their blocks.
+            Real, dense, floating point.
         lr: factor of Newton's step; 1 is the whole of it.
         damping: the first :math:`\lambda`, in units of the loss over squared parameters. Kept in the groups.
         curvature: ``"gauss_newton"`` (never negative; needs a closure that returns ``(loss, outputs)``, the outputs being what
             the loss is computed from by twice differentiable operations) or ``"hessian"``.
         max_cg_iterations: products a step.
         cg_tolerance: conjugate gradients stop when an iteration lowers the model by less than this part of it.
-        preconditioner: ``"diagonal"``: a running mean of the curvature's diagonal, estimated by one more product a step;
-            ``"none"``.
+        preconditioner: ``"diagonal"`` or ``"kronecker"``: a running mean of the curvature's diagonal, or of a Kronecker product for
+            every matrix, estimated by one more product a step; ``"none"``.
         warm_start: how much of the last direction the next conjugate gradients start from.
         weight_decay: decoupled, as AdamW's.
         adamw_lr, betas, eps: of AdamW's groups.
@@ -92,20 +94,21 @@ class Newton(Optimizer):
             most = 1 if name in shares else math.inf
             if not 0 <= value <= most:
                 raise ValueError(f"{_OP}: expected 0 <= {name} <= {most}, got {value}")
-        if curvature not in _CURVATURES:
+        if curvature not in CURVATURES:
             raise ValueError(f"{_OP}: expected curvature 'gauss_newton' or 'hessian', got {curvature!r}")
-        if preconditioner not in _PRECONDITIONERS:
-            raise ValueError(f"{_OP}: expected preconditioner 'diagonal' or 'none', got {preconditioner!r}")
+        if preconditioner not in PRECONDITIONERS:
+            raise ValueError(f"{_OP}: expected preconditioner {', '.join(map(repr, PRECONDITIONERS))}, got {preconditioner!r}")
         if max_cg_iterations < 1:
             raise ValueError(f"{_OP}: expected max_cg_iterations >= 1, got {max_cg_iterations}")
-        self.curvature, self.preconditioner = curvature, preconditioner
+        self.curvature, self.preconditioner = curvature, PRECONDITIONERS[preconditioner]
         self.max_cg_iterations, self.cg_tolerance, self.warm_start = max_cg_iterations, cg_tolerance, warm_start
         self.model, self.seed = model, seed
         self._given: Sequence[Closure] | None = None
         self._step_supports_amp_scaling = True  # so that a GradScaler comes here, to be refused, instead of scaling in silence
         self.adamw_lr = adamw_lr
         super().__init__(
-            list(_split(params)), {"lr": lr, "damping": damping, "weight_decay": weight_decay, "betas": betas, "eps": eps}
+            list(_split(params)),
+            {"lr": lr, "damping": damping, "weight_decay": weight_decay, "betas": betas, "eps": eps, "blocks": (0, 1)},
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -117,20 +120,44 @@ class Newton(Optimizer):
         method = param_group.get("method")
         if method not in ("newton", "adamw"):
             raise ValueError(f"{_OP}: expected method 'newton' or 'adamw' of a parameter group, got {method!r}")
+        for p in parameters:
+            if param_group.get("blocks", (0, 1)) != (0, 1):
+                check_blocks(_OP, p, param_group["blocks"])
         lr = {} if method == "newton" else {"lr": self.adamw_lr}
         super().add_param_group({**lr, **param_group, "params": parameters})
 
     @staticmethod
-    def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-        """A model's trainable parameters: matrices for Newton, embeddings and all of one dimension for AdamW."""
-        embeddings = {
-            id(p) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag) for p in m.parameters(recurse=False)
-        }
+    def parameter_groups(model: nn.Module, embeddings: str = "adamw") -> list[dict[str, Any]]:
+        """A model's trainable parameters: matrices for Newton, all of one dimension for AdamW, embeddings as told.
+
+        ``embeddings="newton"`` is better where the table also reads out (a tied one): every row then has a gradient.
+        """
+        if embeddings not in ("adamw", "newton"):
+            raise ValueError(f"{_OP}.parameter_groups: expected embeddings 'adamw' or 'newton', got {embeddings!r}")
+        tables = [m for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag) and embeddings == "adamw"]
+        skipped = {id(p) for m in tables for p in m.parameters(recurse=False)}
+        cuts: dict[int, Blocks] = {}
+        for module in model.modules():
+            if isinstance(module, RescaledAttention):
+                heads, kv_heads = module.num_heads, module.kv_heads
+                layers = (
+                    (module.query, 0, heads),
+                    (module.key, 0, kv_heads),
+                    (module.value, 0, kv_heads),
+                    (module.output, 1, heads),
+                )
+                cuts |= {id(layer.weight): (axis, count) for layer, axis, count in layers}
+            elif isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+                cuts |= {id(module.in_proj_weight): (0, 3 * module.num_heads), id(module.out_proj.weight): (1, module.num_heads)}
         parameters = [p for p in model.parameters() if p.requires_grad]
-        newton = [p for p in parameters if p.dim() >= 2 and id(p) not in embeddings]
+        newton = [p for p in parameters if p.dim() >= 2 and id(p) not in skipped]
+        groups: dict[Blocks, list[Tensor]] = {}
+        for p in newton:
+            groups.setdefault(cuts.get(id(p), (0, 1)), []).append(p)
         taken = {id(p) for p in newton}
-        groups = [("newton", newton), ("adamw", [p for p in parameters if id(p) not in taken])]
-        return [{"params": members, "method": method} for method, members in groups if members]
+        rest = [p for p in parameters if id(p) not in taken]
+        found: list[dict[str, Any]] = [{"params": some, "method": "newton", "blocks": blocks} for blocks, some in groups.items()]
+        return found + ([{"params": rest, "method": "adamw"}] if rest else [])
 
     def update_curvature(self, closure: Closure | Sequence[Closure]) -> None:
         """The closure whose curvature the steps without a closure use, evaluated at the parameters of each step; the gradient is
@@ -179,9 +206,11 @@ class Newton(Optimizer):
                 if state:
                     continue
                 state["step"] = torch.zeros((), dtype=torch.float32)
-                names = ("direction", "diagonal") if group["method"] == "newton" else ("exp_avg", "exp_avg_sq")
-                for name in names:
+                newton = group["method"] == "newton"
+                for name in ("direction",) if newton else ("exp_avg", "exp_avg_sq"):
                     state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                if newton and self.preconditioner is not None:
+                    state.update(self.preconditioner.state(p, group["blocks"]))
 
     def _whole_step(self, closures: Sequence[Closure], with_gradient: bool) -> Tensor:
         newton = [p for group in self._newton_groups() for p in group["params"]]
@@ -226,7 +255,7 @@ class Newton(Optimizer):
         def damped(direction: Tensors) -> Tensors:
             return plus(curved(direction), direction, damping)
 
-        precondition = self._preconditioner(curved, parameters, states, damping)
+        precondition = self._inverse(curved, parameters, states, damping)
         right = list(torch._foreach_neg(tuple(gradient)))
         warm = None
         if self.warm_start > 0 and float(states[0]["step"]) > 0:
@@ -244,24 +273,16 @@ class Newton(Optimizer):
         else:
             self._add(parameters, found[-1].step, 1.0)
 
-    def _preconditioner(self, curved: Any, parameters: list[Tensor], states: list[dict[str, Tensor]], damping: float) -> Any:
-        if self.preconditioner == "none":
+    def _inverse(
+        self, curved: Callable[[Tensors], Tensors], parameters: list[Tensor], states: list[dict[str, Tensor]], damping: float
+    ) -> Callable[[Tensors], Tensors]:
+        if self.preconditioner is None:
             return lambda residual: residual
-        decay = 0.9
         count = int(states[0]["step"].item())
-        signs = []
-        for i, p in enumerate(parameters):
-            generator = torch.Generator(p.device).manual_seed((self.seed * 1_000_003 + count) * 65_537 + i)
-            signs.append(torch.randint(0, 2, p.shape, generator=generator, device=p.device).to(p).mul_(2).sub_(1))
-        estimate = torch._foreach_mul(tuple(curved(signs)), tuple(signs))
-        scale = []
-        for state, e in zip(states, estimate, strict=True):
-            state["diagonal"].mul_(decay).add_(e, alpha=1 - decay)
-            diagonal = state["diagonal"] / (1 - decay ** (count + 1))
-            # One sample is noisy: rows share half of the estimate.
-            mean = diagonal.mean(dim=tuple(range(1, diagonal.dim())), keepdim=True) if diagonal.dim() > 1 else diagonal
-            scale.append((0.5 * (diagonal + mean)).clamp_min(0) + 0.1 * mean.abs() + damping)
-        return lambda residual: list(torch._foreach_div(tuple(residual), tuple(scale)))
+        signs = random_signs(parameters, self.seed * 1_000_003 + count)
+        blocks = [group["blocks"] for group in self._newton_groups() for _ in group["params"]]
+        self.preconditioner.update(states, blocks, signs, curved(signs))
+        return self.preconditioner.inverse(states, blocks, count + 1, damping)
 
     def _add(self, parameters: list[Tensor], step: Tensors, factor: float) -> None:
         """Parameters at their old place plus the step, group by group with its lr; weight decay is decoupled."""
