@@ -2,7 +2,8 @@
 """Train a byte-level GPT of about a million parameters on Python's own standard library, once per kind of attention.
 
 Prints a table of held-out losses, speed and the largest eigenvalue of the loss's Hessian (which needs the second derivative of the
-attention), shows what the models write, and draws the loss curves. A run can be stopped with Ctrl-C and continued with --resume.
+attention), shows what the models write, draws the loss curves, and ends with a few Newton steps on a smaller model. A run can be
+stopped with Ctrl-C and continued with --resume.
 """
 
 import argparse
@@ -14,7 +15,8 @@ import torch
 from language_model.corpus import Corpus, read_standard_library
 from language_model.curvature import largest_eigenvalue
 from language_model.model import ModelSettings
-from language_model.report import Result, picture, sample, table
+from language_model.newton import Phase, newton_phase
+from language_model.report import BITS, Result, picture, sample, table
 from language_model.training import CheckpointError, Trainer, TrainingSettings
 
 import torch_rescaled
@@ -46,6 +48,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--seed", "everything random follows from it", type=int, metavar="N", default=training.seed)
     add("--threads", "CPU threads (default: all cores)", type=positive, metavar="N")
     add("--hessian-products", "most Hessian products for the eigenvalue; 0: none", type=not_negative, metavar="N", default=16)
+    add("--newton-steps", "steps of optim.Newton at the end; 0: none", type=not_negative, metavar="N", default=6)
     add("--prompt", "what the samples begin with", metavar="TEXT", default="def ")
     add("--sample-bytes", "length of the samples; 0: none", type=not_negative, metavar="N", default=200)
     add("--output", "folder of checkpoints and the picture", type=Path, metavar="FOLDER", default=Path("runs"))
@@ -92,6 +95,15 @@ def run(kind: str, chosen: argparse.Namespace, corpus: Corpus) -> tuple[Trainer,
     return trainer, Result(kind, trainer.history, tokens, held_out, eigenvalue)
 
 
+def describe(phase: Phase) -> str:
+    steps, first, last = len(phase.losses) - 1, phase.losses[0] * BITS, phase.losses[-1] * BITS
+    reached = "AdamW did not get there" if phase.adamw_steps is None else f"AdamW gets there in {phase.adamw_steps} steps"
+    return (
+        f"Newton: {steps} steps on {phase.bytes_a_step} bytes each take a model of {phase.parameters / 1e6:.2f} M parameters from "
+        f"{first:.2f} to {last:.2f} bits per byte held out, in {phase.seconds:.0f} s; {reached}, in {phase.adamw_seconds:.0f} s."
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     chosen = parse(arguments)
     start = time.perf_counter()
@@ -126,6 +138,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("gradient descent would be stable up to a learning rate of 2 / eigenvalue.")
     image = chosen.output / "language_model.png"
     picture(results, f"GPT of {size / 1e6:.2f} M parameters on the bytes of Python's standard library", image)
+    if chosen.newton_steps > 0:
+        print(describe(newton_phase(corpus, results[0].kind, chosen.newton_steps, chosen.seed)))
     print(f"Loss curves: {image}   ({time.perf_counter() - start:.0f} s in all)")
     return 0
 

@@ -29,6 +29,7 @@ TINY_RUN = [
     "--depth=1",
     "--heads=2",
     "--hessian-products=2",
+    "--newton-steps=0",
     "--sample-bytes=8",
 ]
 
@@ -240,3 +241,11 @@ def test_forces_of_the_potential_are_its_gradient_and_turn_with_the_cluster():
     torch.testing.assert_close(turned_energy, energy)
     torch.testing.assert_close(turned.norm(dim=-1).sort().values, force.norm(dim=-1).sort().values)
     assert torch.autograd.gradcheck(model, x[:1].requires_grad_(), atol=1e-5)
+
+
+def test_newton_phase_lowers_the_held_out_loss_and_says_what_adamw_needs(corpus, program):
+    phase = program.newton_phase(corpus, "exp", 2, seed=0)
+    assert len(phase.losses) == 3 and phase.losses[2] < phase.losses[1] < phase.losses[0]
+    assert phase.adamw_steps is None or phase.adamw_steps > 2
+    text = program.describe(phase)
+    assert "Newton: 2 steps on 4096 bytes" in text and f"AdamW gets there in {phase.adamw_steps} steps" in text

@@ -119,13 +119,17 @@ def test_negative_curvature_is_a_way_down():
     assert all(b <= a for a, b in itertools.pairwise(losses)) and losses[-1] < -0.2499
 
 
+@pytest.mark.parametrize("preconditioner", ["diagonal", "kronecker"])
 @pytest.mark.parametrize("kind", ["gauss_newton", "hessian"])
-def test_training_descends_and_repeats_bit_for_bit(problem, kind):
+def test_training_descends_and_repeats_bit_for_bit(problem, kind, preconditioner):
     model, _, x, y = problem
     other = copy.deepcopy(model)
 
+    def make(model, damping):
+        return Newton(Newton.parameter_groups(model), damping=damping, curvature=kind, preconditioner=preconditioner)
+
     def train(model, steps, optimizer=None):
-        optimizer = optimizer or Newton(Newton.parameter_groups(model), damping=0.1, curvature=kind)
+        optimizer = optimizer or make(model, 0.1)
         losses = []
         for _ in range(steps):
 
@@ -139,11 +143,51 @@ def test_training_descends_and_repeats_bit_for_bit(problem, kind):
     whole, _ = train(model, 8)
     assert whole[-1] < 0.8 * whole[0] and all(b < a for a, b in itertools.pairwise(whole))
     first, optimizer = train(other, 4)
-    resumed = Newton(Newton.parameter_groups(other), damping=77.0, curvature=kind)
+    resumed = make(other, 77.0)
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert first + train(other, 4, resumed)[0] == whole
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("preconditioner", ["diagonal", "kronecker"])
+def test_half_precision_parameters_resume_bit_for_bit(preconditioner):
+    torch.manual_seed(0)
+    model, x = nn.Linear(6, 5).bfloat16(), torch.randn(9, 6, dtype=torch.bfloat16)
+    other = copy.deepcopy(model)
+
+    def train(model, steps, state=None):
+        optimizer = Newton(model.parameters(), curvature="hessian", preconditioner=preconditioner)
+        if state is not None:
+            optimizer.load_state_dict(copy.deepcopy(state))
+        for _ in range(steps):
+            optimizer.step(lambda: (model(x).float() - 1).square().mean())
+        return optimizer.state_dict()
+
+    train(model, 4)
+    train(other, 2, train(other, 2))
+    assert torch.equal(model.weight, other.weight) and torch.equal(model.bias, other.bias)
+
+
+def test_heads_of_attention_have_blocks_of_their_own():
+    model = nn.ModuleList(
+        [torch_rescaled.nn.RescaledAttention(16, 4, kv_heads=2), nn.MultiheadAttention(6, 3), nn.Embedding(5, 16)]
+    )
+    groups = Newton.parameter_groups(model)
+    blocks = {id(p): group["blocks"] for group in groups if group["method"] == "newton" for p in group["params"]}
+    attention, multihead, table = model
+    expected = [
+        (attention.query, (0, 4)), (attention.key, (0, 2)), (attention.value, (0, 2)), (attention.output, (1, 4)), (multihead.out_proj, (1, 3))
+    ]  # fmt: skip
+    assert blocks == {id(layer.weight): cut for layer, cut in expected} | {id(multihead.in_proj_weight): (0, 9)}
+    with_table = Newton.parameter_groups(model, embeddings="newton")
+    assert any(p is table.weight for group in with_table if group["method"] == "newton" for p in group["params"])
+    x = torch.randn(2, 7, 16)
+    optimizer = Newton(Newton.parameter_groups(attention), curvature="hessian", preconditioner="kronecker")
+    losses = [optimizer.step(lambda: (attention(x) - x).square().mean()).item() for _ in range(4)]
+    assert losses[-1] < losses[0]
+    shapes = {name: optimizer.state[attention.output.weight][name].shape for name in ("rows", "columns", "trace")}
+    assert shapes == {"rows": (4, 16, 16), "columns": (4, 4, 4), "trace": (4,)}
 
 
 def test_dropout_masks_agree_within_a_step_and_randomness_goes_on_as_after_one_call():
@@ -289,6 +333,9 @@ MESSAGES = [
     (lambda m: Newton([nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))]), TypeError, "got torch.complex64"),
     (lambda m: Newton(m.parameters(), curvature="fisher"), ValueError, "expected curvature 'gauss_newton' or 'hessian', got 'fisher'"),
     (lambda m: Newton(m.parameters(), preconditioner="lu"), ValueError, "expected preconditioner 'diagonal', 'kronecker', 'none', got 'lu'"),
+    (lambda m: Newton([{"params": [m.weight], "blocks": (0, 2)}]), ValueError, "expected blocks (axis 0 or 1, a count that divides the axis) of a matrix, got (0, 2) for shape [3, 4]"),
+    (lambda m: Newton.parameter_groups(m, embeddings="sgd"), ValueError, "expected embeddings 'adamw' or 'newton', got 'sgd'"),
+    (lambda m: Curvature(square(m), list(m.parameters()), "fisher"), ValueError, "expected curvature 'gauss_newton' or 'hessian', got 'fisher'"),
     (lambda m: Newton(m.parameters(), damping=-1.0), ValueError, "expected 0 <= damping <= inf, got -1.0"),
     (lambda m: Newton(m.parameters(), max_cg_iterations=0), ValueError, "expected max_cg_iterations >= 1, got 0"),
     (lambda m: Newton([{"params": m.parameters(), "method": "sgd"}]), ValueError, "expected method 'newton' or 'adamw' of a parameter group, got 'sgd'"),

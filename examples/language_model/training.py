@@ -23,7 +23,7 @@ EVALUATION_WINDOWS = 64
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    steps: int = 500
+    steps: int = 450
     batch: int = 8
     learning_rate: float = 3e-3
     warm_up: int = 50

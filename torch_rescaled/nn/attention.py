@@ -19,8 +19,8 @@ class RescaledAttention(nn.Module):
         num_heads: query heads.
         kv_heads: key and value heads, a divisor of ``num_heads`` (grouped queries); ``num_heads`` by default.
         kind: ``"exp"``, ``"cosh"``, ``"sinh"`` or ``"signed"``. The default is the best of ``examples/train_language_model.py``
-            with its defaults: held-out bits per byte for seeds 0 and 1 are 2.301 and 2.292 with exp, 2.299 and 2.331 with
-            cosh, 2.341 and 2.345 with signed.
+            with ``--context 256 --steps 500``: held-out bits per byte for seeds 0 and 1 are 2.301 and 2.292 with exp, 2.299 and
+            2.331 with cosh, 2.341 and 2.345 with signed.
         dropout: probability of dropping an attention weight in training.
         bias: whether the projections have biases.
         is_causal: whether a query attends only to keys up to its own position.

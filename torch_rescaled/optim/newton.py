@@ -212,6 +212,16 @@ class Newton(Optimizer):
                 if newton and self.preconditioner is not None:
                     state.update(self.preconditioner.state(p, group["blocks"]))
 
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As every optimizer's; factors of preconditioners keep their type, whatever the parameter's is."""
+        super().load_state_dict(state_dict)
+        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+        for i, p in zip(saved, self._all_parameters(), strict=True):
+            for name in ("rows", "columns", "trace"):
+                if name in self.state[p]:
+                    self.state[p][name] = state_dict["state"][i][name].clone().to(p.device)
+
     def _whole_step(self, closures: Sequence[Closure], with_gradient: bool) -> Tensor:
         newton = [p for group in self._newton_groups() for p in group["params"]]
         others = [p for group in self.param_groups if group["method"] == "adamw" for p in group["params"]] if with_gradient else []
