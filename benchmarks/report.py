@@ -112,13 +112,65 @@ def loss_markdown(result: dict[str, Any]) -> str:
         rows.append([*map(str, key), *ratios])
     threads = " and ".join(str(n) for n in sorted({entry["threads"] for entry in result["timings"]}))
     text = [
-        f"{result['machine']['cpu']}, {result['isa']}, torch {result['torch']}, commit {result['commit']}, {result['date']}."
-        f" Time of loss and gradients, float32, with {threads} threads:",
+        f"{where(result)} Time of loss and gradients, float32, with {threads} threads:",
         markdown_table(rows),
     ]
     if result["memory"]:
         text += ["Peak memory above the inputs, normalized, exp, B·H 1:", memory_table(result["memory"])]
     return "\n\n".join(text)
+
+
+def where(result: dict[str, Any]) -> str:
+    return f"{result['machine']['cpu']}, {result['isa']}, torch {result['torch']}, commit {result['commit']}, {result['date']}."
+
+
+def curvature_markdown(result: dict[str, Any]) -> str:
+    """Products over gradients, by threads; and their peak memory."""
+    case, timings = result["case"], result["timings"]
+    attentions = list(dict.fromkeys(entry["attention"] for entry in timings))
+    columns = ["no attention" if attention == "none" else f"{attention} attention" for attention in attentions]
+    rows = [["over the gradient's time", *columns]]
+    for product in dict.fromkeys(entry["product"] for entry in timings):
+        cells = []
+        for attention in attentions:
+            found = [e for e in timings if (e["product"], e["attention"]) == (product, attention)]
+            ratios = ", ".join(f"{e['over_gradient']:.2f}x" for e in sorted(found, key=lambda e: e["threads"]))
+            milliseconds = ", ".join(f"{1e3 * e['seconds']:.0f}" for e in sorted(found, key=lambda e: e["threads"]))
+            cells.append(f"{milliseconds} ms" if product == "gradient" else f"{ratios} ({milliseconds} ms)" if found else "")
+        rows.append([product, *cells])
+    memory = [["peak MiB", *columns]]
+    for product in dict.fromkeys(entry["product"] for entry in result["memory"]):
+        peaks = {e["attention"]: e["peak_bytes"] for e in result["memory"] if e["product"] == product}
+        memory.append([product, *(mebibytes(peaks[attention]) for attention in attentions)])
+    threads = " and ".join(str(n) for n in sorted({entry["threads"] for entry in timings}))
+    text = [
+        f"{where(result)} The example's model, width {case['width']}, {case['depth']} layers, {case['batch']} sequences of"
+        f" {case['length']} bytes, {threads} threads; a further product on a kept graph is `retained`:",
+        markdown_table(rows),
+    ]
+    if result["memory"]:
+        text.append(markdown_table(memory))
+    return "\n\n".join(text)
+
+
+def optimizers_markdown(result: dict[str, Any]) -> str:
+    """The best run of every optimizer and number of steps."""
+    best: dict[tuple[str, int], dict[str, Any]] = {}
+    for run in result["runs"]:
+        key = (run["optimizer"], run["steps"])
+        if key not in best or run["points"][-1][1] < best[key]["points"][-1][1]:
+            best[key] = run
+    rows = [["", "steps", "best learning rate", "held-out loss, nats", "TFLOP", "seconds"]]
+    for (optimizer, steps), run in best.items():
+        _, loss, flops, seconds = run["points"][-1]
+        rate = f"{run['rate']:g}" if optimizer in ("AdamW", "Muon") else ""
+        rows.append([optimizer, str(steps), rate, f"{loss:.3f}", f"{flops / 1e12:.1f}", f"{seconds:.0f}"])
+    return "\n\n".join(
+        [
+            f"{where(result)} Batches of {result['batch_bytes']} bytes, {next(iter(result['threads']))} threads:",
+            markdown_table(rows),
+        ]
+    )
 
 
 def replaced(page: str, benchmark: str, content: str) -> str:
@@ -131,8 +183,13 @@ def replaced(page: str, benchmark: str, content: str) -> str:
     return f"{head}{begin}\n{content}\n{end}{tail}"
 
 
-RENDERERS = {"attention": markdown, "loss": loss_markdown}
-PAGES = {"attention_cpu.json": "README.md", "loss_cpu.json": "docs/losses.md"}
+RENDERERS = {"attention": markdown, "loss": loss_markdown, "curvature": curvature_markdown, "optimizers": optimizers_markdown}
+PAGES = {
+    "attention_cpu.json": "README.md",
+    "loss_cpu.json": "docs/losses.md",
+    "curvature_cpu.json": "docs/optim.md",
+    "optimizers_cpu.json": "docs/optim.md",
+}
 
 
 def main(command_line: list[str] | None = None) -> int:

@@ -155,7 +155,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--attention", nargs="+", choices=("fused", "torch"), default=["fused", "torch"], help="(default: both)")
     for name, default, help in (
-        ("steps", 1500, "training steps"), ("batch", 128, "images in a step"), ("width", 64, "of the residual stream"),
+        ("steps", 1000, "training steps"), ("batch", 128, "images in a step"), ("width", 64, "of the residual stream"),
         ("depth", 4, "blocks"), ("heads", 4, "of a block"), ("patch", 2, "side of a token's pixels: 1, 2 or 4"), ("seed", 0, ""),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{help} (default: {default})")
