@@ -139,3 +139,23 @@ def test_a_readme_without_markers_is_refused(results: Path, tmp_path: Path) -> N
 def test_the_readme_shows_the_recorded_results() -> None:
     done = run("report.py", "--check")
     assert done.returncode == 0, done.stderr
+
+
+def test_curvature_products_agree_whatever_the_attention() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    curvature = pytest.importorskip("curvature")
+    cases = [curvature.Case(attention=a, batch=1, length=16, width=16, depth=1, heads=2) for a in ("fused", "math")]
+    listed = [c for case in cases for c in curvature.contestants(case)]
+    assert [c.name.partition(";")[0] for c in listed] == 2 * list(curvature.PRODUCTS)
+    curvature.agree(listed)
+
+
+def test_optimizers_are_counted_by_what_they_call(tmp_path: Path) -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    optimizers = pytest.importorskip("optimizers", reason="needs the example's packages")
+    run_of = optimizers.train("adamw", 1e-2, 1, optimizers.read_standard_library(), tmp_path)
+    assert run_of["calls"] == {"loss": 0, "gradient": 1, "product": 0}
+    (step, loss, flops, seconds), *others = run_of["points"]
+    assert step == 1 and 3 < loss < 7 and flops > 1e9 and seconds > 0 and not others
+    worse = {**run_of, "rate": 1.0, "points": [[1, loss + 1, flops, seconds]]}
+    assert optimizers.best_runs([worse, run_of]) == [run_of]
