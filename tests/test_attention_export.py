@@ -68,6 +68,7 @@ def saved_and_loaded(save, load, what):
     return load(buffer)
 
 
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch 2.11, when it loads what it saved
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_export_with_dynamic_batch_and_length(name):
     with as_plain_tensors(export_grouped_heads):
