@@ -21,7 +21,7 @@ using HvpSignature = Tensor(const Tensor& A, const Tensor& b, const Tensor& x, c
                             const MaybeTensor& row_weight, const MaybeTensor& penalty_weight,
                             RESCALED_REGRESSION_SETTINGS, c10::string_view curvature);
 
-// Columns up to which Gauss-Newton's Hessian comes with the gradient's read of A: 1.15 to 2.4 times as fast as two
+// Columns up to which Gauss-Newton's Hessian comes with the gradient's read of A: 1.1 to 2.4 times as fast as two
 // reads there (measured), no faster at 1024, where its triangle fits no cache.
 constexpr int64_t kOneReadColumns = 512;
 
