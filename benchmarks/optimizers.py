@@ -10,7 +10,6 @@ learning rate; Newton's embeddings and vectors are AdamW's, at one rate.
 """
 
 import argparse
-import itertools
 import math
 import tempfile
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 from curvature import EXAMPLES  # also the path of the examples
+from report import best_runs
 from timing import HERE, header, write_json
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
@@ -147,12 +147,6 @@ def picture(runs: list[dict[str, Any]], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     plt.close(figure)
-
-
-def best_runs(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of every optimizer and number of steps, that with the lowest loss at the end."""
-    groups = itertools.groupby(sorted(runs, key=lambda r: (r["optimizer"], r["steps"])), key=lambda r: (r["optimizer"], r["steps"]))
-    return [min(members, key=lambda run: run["points"][-1][1]) for _, members in groups]
 
 
 def main() -> None:

@@ -153,21 +153,25 @@ def curvature_markdown(result: dict[str, Any]) -> str:
     return "\n\n".join(text)
 
 
-def optimizers_markdown(result: dict[str, Any]) -> str:
-    """The best run of every optimizer and number of steps."""
+def best_runs(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of every optimizer and number of steps, in their order, that with the lowest loss at the end."""
     best: dict[tuple[str, int], dict[str, Any]] = {}
-    for run in result["runs"]:
+    for run in runs:
         key = (run["optimizer"], run["steps"])
         if key not in best or run["points"][-1][1] < best[key]["points"][-1][1]:
             best[key] = run
+    return list(best.values())
+
+
+def optimizers_markdown(result: dict[str, Any]) -> str:
     rows = [["", "steps", "best learning rate", "held-out loss, nats", "TFLOP", "seconds"]]
-    for (optimizer, steps), run in best.items():
+    for run in best_runs(result["runs"]):
         _, loss, flops, seconds = run["points"][-1]
-        rate = f"{run['rate']:g}" if optimizer in ("AdamW", "Muon") else ""
-        rows.append([optimizer, str(steps), rate, f"{loss:.3f}", f"{flops / 1e12:.1f}", f"{seconds:.0f}"])
+        rate = f"{run['rate']:g}" if run["optimizer"] in ("AdamW", "Muon") else ""
+        rows.append([run["optimizer"], str(run["steps"]), rate, f"{loss:.3f}", f"{flops / 1e12:.1f}", f"{seconds:.0f}"])
     return "\n\n".join(
         [
-            f"{where(result)} Batches of {result['batch_bytes']} bytes, {next(iter(result['threads']))} threads:",
+            f"{where(result)} Batches of {result['batch_bytes']} bytes, {result['threads'][0]} threads:",
             markdown_table(rows),
         ]
     )

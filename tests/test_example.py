@@ -246,6 +246,6 @@ def test_forces_of_the_potential_are_its_gradient_and_turn_with_the_cluster():
 def test_newton_phase_lowers_the_held_out_loss_and_says_what_adamw_needs(corpus, program):
     phase = program.newton_phase(corpus, "exp", 2, seed=0)
     assert len(phase.losses) == 3 and phase.losses[2] < phase.losses[1] < phase.losses[0]
-    assert phase.adamw_steps is None or phase.adamw_steps > 2
+    assert phase.adamw_steps is not None and phase.adamw_steps > 2
     text = program.describe(phase)
     assert "Newton: 2 steps on 4096 bytes" in text and f"AdamW gets there in {phase.adamw_steps} steps" in text

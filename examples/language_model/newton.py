@@ -9,7 +9,7 @@ import torch
 
 from language_model.corpus import Corpus
 from language_model.model import LanguageModel, ModelSettings
-from language_model.training import Trainer, TrainingSettings
+from language_model.training import Trainer, TrainingSettings, mean_loss
 from torch_rescaled.optim import Newton
 
 BATCH = 32
@@ -33,17 +33,15 @@ def newton_phase(corpus: Corpus, kind: str, steps: int, seed: int) -> Phase:
     model = LanguageModel(settings)
     groups = Newton.parameter_groups(model, embeddings="newton")
     optimizer = Newton(groups, damping=0.03, preconditioner="kronecker", max_cg_iterations=10, adamw_lr=1e-2, betas=(0.9, 0.95))
-    # Never trained by itself, never saved: it evaluates, and draws the batches that AdamW has too.
-    training = TrainingSettings(MOST_STEPS * steps, BATCH, learning_rate=1e-2, warm_up=4, seed=seed)
-    adamw = Trainer(settings, training, Path("unused.pt"))
-    losses, seconds = [adamw.evaluate(windows)], 0.0
-    reference, adamw.model = adamw.model, model
+    losses, seconds = [mean_loss(model, windows)], 0.0
     for step in range(steps):
         start, batch = time.perf_counter(), corpus.batch(BATCH, settings.context, seed * 1_000_003 + step)
         optimizer.step(lambda batch=batch: model.loss_and_logits(batch))
         seconds += time.perf_counter() - start
-        losses.append(adamw.evaluate(windows))
-    adamw.model, adamw_seconds, adamw_steps = reference, 0.0, None
+        losses.append(mean_loss(model, windows))
+    training = TrainingSettings(MOST_STEPS * steps, BATCH, learning_rate=1e-2, warm_up=4, seed=seed)
+    adamw = Trainer(settings, training, Path("never_saved.pt"))  # the same start, the same batches
+    adamw_seconds, adamw_steps = 0.0, None
     for step in range(1, training.steps + 1):
         start = time.perf_counter()
         adamw.history.train.append(adamw.step(adamw.batch(corpus)))

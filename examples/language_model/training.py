@@ -38,6 +38,12 @@ class TrainingSettings:
         return self.learning_rate * (0.05 + 0.95 * (1 + math.cos(math.pi * progress)) / 2)
 
 
+@torch.no_grad()
+def mean_loss(model: LanguageModel, windows: Tensor) -> float:
+    """Over ``windows``, in nats per byte."""
+    return sum(model.loss(part).item() * len(part) for part in windows.split(32)) / len(windows)
+
+
 class CheckpointError(Exception):
     """A checkpoint that this run cannot continue."""
 
@@ -130,11 +136,8 @@ class Trainer:
             bar.close()
             self.save()
 
-    @torch.no_grad()
     def evaluate(self, windows: Tensor) -> float:
-        """Mean loss over ``windows``."""
-        losses = [self.model.loss(part).item() * len(part) for part in windows.split(32)]
-        return sum(losses) / len(windows)
+        return mean_loss(self.model, windows)
 
     def save(self) -> None:
         """Writes beside the file first: an interruption leaves the old one or the new one."""

@@ -10,11 +10,15 @@ from torch import Tensor
 from torch.autograd import forward_ad, grad
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
-__all__ = ["CURVATURES", "Closure", "Curvature", "FrozenRandomness"]
+__all__ = ["Closure", "Curvature", "FrozenRandomness", "check_kind"]
 
 Closure = Callable[[], Any]
-CURVATURES = ("gauss_newton", "hessian")
 _OP = "torch_rescaled::optim"
+
+
+def check_kind(op: str, kind: str) -> None:
+    if kind not in ("gauss_newton", "hessian"):
+        raise ValueError(f"{op}: expected curvature 'gauss_newton' or 'hessian', got {kind!r}")
 
 
 class FrozenRandomness:
@@ -101,8 +105,7 @@ class Curvature:
         others: Sequence[Tensor] = (),
         model: torch.nn.Module | None = None,
     ) -> None:
-        if kind not in CURVATURES:
-            raise ValueError(f"{_OP}: expected curvature 'gauss_newton' or 'hessian', got {kind!r}")
+        check_kind(_OP, kind)
         self.closure, self.parameters, self.kind = closure, list(parameters), kind
         self.frozen = FrozenRandomness([*parameters, *others], model)
         with torch.enable_grad():

@@ -13,7 +13,7 @@ from torch.optim.adamw import adamw
 from torch_rescaled.nn import RescaledAttention
 from torch_rescaled.optim._cg import Iterate, Tensors, conjugate_gradients, dot, plus
 from torch_rescaled.optim._preconditioners import PRECONDITIONERS, Blocks, check_blocks, random_signs
-from torch_rescaled.optim.curvature import CURVATURES, Closure, Curvature, FrozenRandomness
+from torch_rescaled.optim.curvature import Closure, Curvature, FrozenRandomness, check_kind
 
 __all__ = ["Newton"]
 
@@ -47,7 +47,7 @@ class Newton(Optimizer):
         weight_decay: decoupled, as AdamW's.
         adamw_lr, betas, eps: of AdamW's groups.
         model: whose buffers (of batch normalization, say) all but a step's first call of the closure leave as they are.
-        seed: of the random signs that the diagonal is estimated with.
+        seed: of the random signs that the preconditioner is estimated with.
 
     A closure computes the loss and **must not call backward()**. It is called several times a step (once with a graph, once a
     product in forward mode, once a trial), each time with the same random state, so that dropout masks agree. It may be a
@@ -94,8 +94,7 @@ class Newton(Optimizer):
             most = 1 if name in shares else math.inf
             if not 0 <= value <= most:
                 raise ValueError(f"{_OP}: expected 0 <= {name} <= {most}, got {value}")
-        if curvature not in CURVATURES:
-            raise ValueError(f"{_OP}: expected curvature 'gauss_newton' or 'hessian', got {curvature!r}")
+        check_kind(_OP, curvature)
         if preconditioner not in PRECONDITIONERS:
             raise ValueError(f"{_OP}: expected preconditioner {', '.join(map(repr, PRECONDITIONERS))}, got {preconditioner!r}")
         if max_cg_iterations < 1:
@@ -120,8 +119,8 @@ class Newton(Optimizer):
         method = param_group.get("method")
         if method not in ("newton", "adamw"):
             raise ValueError(f"{_OP}: expected method 'newton' or 'adamw' of a parameter group, got {method!r}")
-        for p in parameters:
-            if param_group.get("blocks", (0, 1)) != (0, 1):
+        if param_group.get("blocks", (0, 1)) != (0, 1):
+            for p in parameters:
                 check_blocks(_OP, p, param_group["blocks"])
         lr = {} if method == "newton" else {"lr": self.adamw_lr}
         super().add_param_group({**lr, **param_group, "params": parameters})

@@ -33,15 +33,19 @@ inline const Tensor& output_guide(const Tensor& query, const Tensor& value) {
   return memory_order(query)[query.dim() - 2] == query.dim() - 2 ? value : query;
 }
 
+inline std::vector<int64_t> inverse(const std::vector<int64_t>& order) {
+  std::vector<int64_t> back(order.size());
+  for (size_t i = 0; i < order.size(); ++i) back[order[i]] = static_cast<int64_t>(i);
+  return back;
+}
+
 // Dense, of these sizes [.., rows, columns] (as many dimensions as `like` has), laid out as `like` is.
 inline Tensor empty_laid_out(const std::vector<c10::SymInt>& sizes, const Tensor& like,
                              const at::TensorOptions& options) {
   const std::vector<int64_t> order = memory_order(like);
   std::vector<c10::SymInt> in_memory;
-  std::vector<int64_t> back(order.size());
-  for (size_t i = 0; i < order.size(); ++i)
-    in_memory.push_back(sizes[order[i]]), back[order[i]] = static_cast<int64_t>(i);
-  return at::empty_symint(in_memory, options).permute(back);
+  for (const int64_t d : order) in_memory.push_back(sizes[d]);
+  return at::empty_symint(in_memory, options).permute(inverse(order));
 }
 inline Tensor empty_laid_out(const std::vector<int64_t>& sizes, const Tensor& like, const at::TensorOptions& options) {
   return empty_laid_out(std::vector<c10::SymInt>(sizes.begin(), sizes.end()), like, options);
@@ -50,9 +54,7 @@ inline Tensor empty_laid_out(const std::vector<int64_t>& sizes, const Tensor& li
 // The same tensor, laid out so.
 inline Tensor laid_out(const Tensor& t, const Tensor& like) {
   const std::vector<int64_t> order = memory_order(like);
-  std::vector<int64_t> back(order.size());
-  for (size_t i = 0; i < order.size(); ++i) back[order[i]] = static_cast<int64_t>(i);
-  return t.permute(order).contiguous().permute(back);
+  return t.permute(order).contiguous().permute(inverse(order));
 }
 
 }  // namespace rescaled::ops
