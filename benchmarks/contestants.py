@@ -13,8 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import torch_rescaled  # noqa: F401  registers the operators
 
-# Matrix products of 2 B H N M D flop: the standard count of docs/math.md. Contestants that execute more, or fewer (our JVP 5,
-# after a forward's 2; our double backward 15; everyone who skips half of a causal mask), are held to the same count.
+# Matrix products of 2 B H N M D flop: the standard count of docs/math.md. Contestants that execute more, or fewer (our JVP
+# primitive 5, after a forward's 2; our double backward 15; everyone who skips half of a causal mask), are held to the same count.
 UNITS = {"forward": 2, "backward": 5, "jvp": 6, "double_backward": 16}
 OURS, OURS_EXP, OURS_PRIMITIVE = "torch_rescaled", "torch_rescaled exp", "torch_rescaled primitive"
 FLASH, FLASH_PRIMITIVE, MATH = "sdpa flash", "sdpa flash primitive", "sdpa math"

@@ -214,8 +214,10 @@ def units_of(case, exact, along, leaves, moving, rows):
     score = max(1.0, case.dv**0.5) if 0 in case.outputs else 1.0
     shared = [max(1.0, (rows / max(1, math.prod(t.shape[:-2]))) ** 0.5 / max(1, case.m)) for t in exact[1:3]]
     summed = rows * case.m / exact[3].numel() if len(exact) > 3 and exact[3].numel() else 1.0
+    if case.gradient_layout != "expanded":  # of one number for all rows, the roundings have one sign
+        summed = summed**0.5
     reach = [
-        score * case.score_scale * largest(k), score * case.score_scale * largest(q) * shared[0], shared[1], score * summed**0.5
+        score * case.score_scale * largest(k), score * case.score_scale * largest(q) * shared[0], shared[1], score * summed
     ]  # fmt: skip
     first = [(reach[i], "values") for i in leaves]
     second = [(speed * reach[i], "values") for i in leaves]

@@ -100,7 +100,8 @@ def test_layout_changes_no_bit(kind, dtype, layout):
         at = (*point, *saved, *settings)
         tangents, cotangents = (tq, tk, tv, tb), (g, g_balance, g_normalizer)
         return [
-            *saved, *OPS._attention_jvp(*tangents, *at), *OPS._attention_backward(*cotangents, *at, [True] * 4),
+            *saved, *OPS._attention_forward_jvp(*tangents, *point, *settings),
+            *OPS._attention_jvp(*tangents, *at), *OPS._attention_backward(*cotangents, *at, [True] * 4),
             *OPS._attention_double_backward(*tangents, *cotangents, *at, [True] * 7),
         ]  # fmt: skip
 
@@ -111,6 +112,27 @@ def test_layout_changes_no_bit(kind, dtype, layout):
     ours = everything(*tensors, lambda t: oracle.lay_out(t, saved_layout))
     for a, b in zip(ours, everything(*(t.contiguous() for t in tensors), lambda t: t), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("moving", [(0, 1, 2, 3), (0,), (1,), (2,), (3,), ()], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=dtype_name)
+def test_forward_and_tangents_in_one_pass(kind, dtype, moving):
+    """The same outputs as the forward, to the bit; the tangents as those of the JVP that knows the normalizer."""
+    n, m, d, dv = 37, 200, 19, 9
+    x = [torch.randn(s, dtype=torch.float64).to(dtype) for s in ((2, 2, n, d), (2, 1, m, d), (2, 1, m, dv), (1, 2, n, m))]
+    mask = torch.rand(2, 1, n, m) > 0.2
+    mask[0, 0, 5] = False  # a row without keys
+    tangents = [torch.randn_like(t) if i in moving else None for i, t in enumerate(x)]
+    point, settings = (*x, mask, torch.randint(2**62, (2, 2))), (0.25, True, None, kind)
+    saved = OPS._attention_forward(*point, *settings)
+    results = OPS._attention_forward_jvp(*tangents, *point, *settings)
+    for got, expected in zip(results[:3], saved, strict=True):
+        assert torch.equal(got, expected)
+    for got, expected in zip(results[3:], OPS._attention_jvp(*tangents, *point, *saved, *settings), strict=True):
+        eps = torch.finfo(expected.dtype).eps
+        assert got.dtype == expected.dtype and got.isfinite().all()
+        torch.testing.assert_close(got, expected, rtol=8 * eps, atol=32 * eps * (1 + expected.abs().max().item()))
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own keys", "grouped"])

@@ -64,6 +64,10 @@ PRIMITIVES = {
         "all": lambda p: p.of((), p.cotangents, [[True, True, True, p.has_bias]]),
         "key from output": lambda p: p.of((), (p.cotangents[0], None, None), [[False, True, False, False]]),
     },
+    "_attention_forward_jvp": {
+        "all": lambda p: (*p.tangents, *p.point, *p.settings),
+        "along key": lambda p: (None, p.tangents[1], None, None, *p.point, *p.settings),
+    },
     "_attention_jvp": {
         "all": lambda p: p.of(p.tangents, (), []),
         "along key": lambda p: p.of((None, p.tangents[1], None, None), (), []),

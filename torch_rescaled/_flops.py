@@ -67,6 +67,21 @@ def _jvp(
     return int(_pairs(query, key, value) * depth)
 
 
+@register_flop_formula(_OPS._attention_forward_jvp)
+def _forward_jvp(
+    tq: Shape | None,
+    tk: Shape | None,
+    tv: Shape | None,
+    tb: Shape | None,
+    query: Shape,
+    key: Shape,
+    value: Shape,
+    *_: Any,
+    **__: Any,
+) -> int:
+    return _jvp(tq, tk, tv, tb, query, key, value) + _pairs(query, key, value) * value[-1]
+
+
 @register_flop_formula(_OPS._attention_double_backward)
 def _double_backward(
     tq: Shape | None,

@@ -44,6 +44,7 @@ def _rule(op: torch._ops.OpOverload) -> Callable[..., Any]:
 for _op in (
     _OPS._attention_forward.default,
     _OPS._attention_backward.default,
+    _OPS._attention_forward_jvp.default,
     _OPS._attention_jvp.default,
     _OPS._attention_double_backward.default,
     _OPS._attention_dropout_mask.default,

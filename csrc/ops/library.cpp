@@ -61,6 +61,10 @@ TORCH_LIBRARY(torch_rescaled, m) {
         ", bool[4] need)"
         " -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_bias)",
         tags);
+  // The forward and the tangents of its outputs in one pass; on a device without such a kernel one after the other.
+  m.def("_attention_forward_jvp(" TANGENTS ", " POINT ", " SETTINGS ") -> (" SAVED
+        ", Tensor tangent_output, Tensor tangent_balance, Tensor tangent_log_normalizer)",
+        tags);
   m.def("_attention_jvp(" TANGENTS ", " POINT ", " SAVED ", " SETTINGS
         ")"
         " -> (Tensor tangent_output, Tensor tangent_balance, Tensor tangent_log_normalizer)",

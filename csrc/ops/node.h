@@ -139,9 +139,22 @@ inline bool any_requires_grad(const variable_list& inputs, size_t count) {
   return false;
 }
 
-// Runs `below` (the operator under the Autograd key) and records it by the Rule.
-template <class Rule, class Below>
-variable_list record(const typename Rule::Settings& settings, const variable_list& inputs, Below&& below) {
+// What duals consist of; a tangent that is absent is undefined.
+inline std::pair<variable_list, variable_list> primals_and_tangents(const variable_list& inputs) {
+  variable_list primals, tangents;
+  for (const Tensor& input : inputs) {
+    const Tensor tangent = input.defined() ? input._fw_grad(/*level=*/0) : Tensor();
+    primals.push_back(tangent.defined() ? input._fw_primal(/*level=*/0) : input);
+    tangents.push_back(tangent);
+  }
+  return {std::move(primals), std::move(tangents)};
+}
+
+// Runs `below` (the operator under the Autograd key) and records it by the Rule; where inputs are duals,
+// along(primals, tangents, outputs) gives the tangents of the outputs.
+template <class Rule, class Below, class Along>
+variable_list record(const typename Rule::Settings& settings, const variable_list& inputs, Below&& below,
+                     Along&& along) {
   const bool reverse = any_requires_grad(inputs, Rule::kInputs), forward = any_tangent(inputs, Rule::kInputs);
   decltype(make_node<RuleNode<Rule>>()) node;
   if (reverse) {
@@ -161,13 +174,9 @@ variable_list record(const typename Rule::Settings& settings, const variable_lis
   if (reverse)
     for (size_t i = 0; i < Rule::kOutputs; ++i) torch::autograd::set_history(outputs[i], node);
   if (forward) {
-    variable_list primals, tangents;
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      const Tensor tangent = inputs[i].defined() ? inputs[i]._fw_grad(/*level=*/0) : Tensor();
-      primals.push_back(tangent.defined() ? inputs[i]._fw_primal(/*level=*/0) : inputs[i]);
-      if (i < Rule::kInputs) tangents.push_back(tangent);
-    }
-    const variable_list output_tangents = Rule::jvp(settings, primals, tangents, outputs);
+    auto [primals, tangents] = primals_and_tangents(inputs);
+    tangents.resize(Rule::kInputs);
+    const variable_list output_tangents = along(primals, tangents, outputs);
     for (size_t i = 0; i < Rule::kOutputs; ++i)
       if (output_tangents[i].defined())
         outputs[i]._set_fw_grad(output_tangents[i], /*level=*/0, /*is_inplace_op=*/false);
@@ -175,6 +184,14 @@ variable_list record(const typename Rule::Settings& settings, const variable_lis
   if (reverse && Rule::kSavesOutputs)
     for (const Tensor& output : outputs) node->outputs.emplace_back(output, /*is_output=*/true);
   return outputs;
+}
+
+template <class Rule, class Below>
+variable_list record(const typename Rule::Settings& settings, const variable_list& inputs, Below&& below) {
+  return record<Rule>(settings, inputs, std::forward<Below>(below),
+                      [&](const variable_list& primals, const variable_list& tangents, const variable_list& outputs) {
+                        return Rule::jvp(settings, primals, tangents, outputs);
+                      });
 }
 
 // Compiled autograd calls opaque rules with Python's global lock held, and the engine refuses to run under it. The

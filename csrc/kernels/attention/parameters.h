@@ -30,7 +30,8 @@ struct AttentionParameters {
   // Double backward, second pass: what its first pass, the JVP, gave.
   Input jvp_output, jvp_balance, jvp_log_normalizer;
 
-  Output output, balance, log_normalizer;  // the forward's outputs, or the JVP's tangents
+  Output output, balance, log_normalizer;                          // the forward's outputs, or the JVP's tangents
+  Output tangent_output, tangent_balance, tangent_log_normalizer;  // beside the forward's outputs
   Output grad_query, grad_key, grad_value, grad_bias;
 
   void* workspace = nullptr;  // Program::workspace_bytes, shared by the steps of one call
@@ -39,6 +40,7 @@ struct AttentionParameters {
 using AttentionProgram = Program<AttentionParameters>;
 struct AttentionKernels {
   AttentionProgram (*forward)(const AttentionParameters&);
+  AttentionProgram (*forward_jvp)(const AttentionParameters&);  // both in one pass
   AttentionProgram (*jvp)(const AttentionParameters&);
   AttentionProgram (*backward)(const AttentionParameters&);
   AttentionProgram (*double_backward)(const AttentionParameters&);  // its second pass; the first is `jvp`

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Autograd of the attention family (../family.h). W, balance and log_normalizer are what the forward saves.
+#include <ATen/ops/alias.h>
+
 #include "../family.h"
 #include "plain.h"
 #include "primitives.h"
@@ -61,20 +63,81 @@ using Backward = Rules<Attention>::Backward;
 using Jvp = Rules<Attention>::Jvp;
 using DoubleBackward = Rules<Attention>::DoubleBackward;
 
+bool is_batched(const Tensor& t) {
+  if (!t.defined()) return false;
+  const auto keys = t.key_set();  // Batched: of torch.autograd's own batched gradients
+  return keys.has(c10::DispatchKey::FuncTorchBatched) || keys.has(c10::DispatchKey::Batched);
+}
+
+// Many directions at one point, as in jacfwd? Then its forward runs once, and the JVP for all of them.
+bool many_directions(const variable_list& in) {
+  bool points = false, directions = false;
+  for (const Tensor& t : in) {
+    const Tensor tangent = t.defined() ? t._fw_grad(/*level=*/0) : Tensor();
+    points = points || is_batched(tangent.defined() ? t._fw_primal(/*level=*/0) : t);
+    directions = directions || is_batched(tangent);
+  }
+  return directions && !points;
+}
+
+// The forward of duals: outputs and tangents in one pass. The node keeps the duals, for forward over reverse.
+Three forward_of_duals(const variable_list& in, const AttentionSettings& settings) {
+  const auto [primals, tangents] = primals_and_tangents(in);
+  const auto [out, moved] =
+      attention_forward_jvp({tangents[0], tangents[1], tangents[2], tangents[3]},
+                            {primals[0], primals[1], primals[2], primals[3], primals[4], primals[5]}, settings);
+  const auto recorded = record<Forward>(
+      settings, in,
+      [&, &out = out] {
+        return variable_list{at::alias(out.output), at::alias(out.balance), at::alias(out.log_normalizer)};
+      },
+      [&, &moved = moved](const variable_list&, const variable_list&, const variable_list&) {
+        return variable_list{moved.output, moved.balance, moved.log_normalizer};
+      });
+  return {recorded[0], recorded[1], recorded[2]};
+}
+
 Three forward_autograd(c10::DispatchKeySet keys, RESCALED_POINT, RESCALED_SETTINGS) {
   const variable_list in{query, key, value, defined_or(bias), defined_or(mask), defined_or(dropout_seed)};
   // A graph traced by torch.compile without tangents calls this op directly. Duals that reach it from outside would
   // leave stale tangents in the code Inductor fused around it (true for ATen's operators too, silently): refuse.
+  const bool moves = any_tangent(in, Forward::kInputs);
   TORCH_CHECK_NOT_IMPLEMENTED(
-      inside_public_attention() || !any_tangent(in, Forward::kInputs),
+      inside_public_attention() || !moves,
       "torch_rescaled::attention: expected no forward-mode tangents from outside a compiled graph, got a dual tensor; "
       "enter torch.func.jvp or the dual level inside the compiled function");
+  if (moves && !many_directions(in)) return forward_of_duals(in, RESCALED_THE_SETTINGS);
   static const auto op = handle<ForwardSignature>("torch_rescaled::_attention_forward");
   const auto out = record<Forward>(RESCALED_THE_SETTINGS, in, [&] {
     return to_list(op.redispatch(keys & c10::after_autograd_keyset, query, key, value, bias, mask, dropout_seed,
                                  dropout_p, is_causal, scale, kind));
   });
   return {out[0], out[1], out[2]};
+}
+
+// One pass for outputs and tangents, recorded as the two primitives that it replaces.
+Six forward_jvp_autograd(c10::DispatchKeySet keys, RESCALED_TANGENTS, RESCALED_POINT, RESCALED_SETTINGS) {
+  const AttentionSettings settings = RESCALED_THE_SETTINGS;
+  const variable_list along{defined_or(tangent_query), defined_or(tangent_key), defined_or(tangent_value),
+                            defined_or(tangent_bias)},
+      in{query, key, value, defined_or(bias), defined_or(mask), defined_or(dropout_seed)};
+  if (any_tangent(along, Attention::kPoint) || any_tangent(in, Attention::kPoint)) {  // forward over forward
+    const Saved out = attention_forward(RESCALED_THE_POINT, settings),
+                moved = attention_jvp(RESCALED_THE_TANGENTS, RESCALED_THE_POINT, out, settings);
+    return {out.output, out.balance, out.log_normalizer, moved.output, moved.balance, moved.log_normalizer};
+  }
+  static const auto op = handle<ForwardJvpSignature>("torch_rescaled::_attention_forward_jvp");
+  variable_list all;
+  {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    all = to_list(op.redispatch(keys & c10::after_autograd_keyset, tangent_query, tangent_key, tangent_value,
+                                tangent_bias, query, key, value, bias, mask, dropout_seed, dropout_p, is_causal, scale,
+                                kind));
+  }
+  const auto out = record<Forward>(settings, in, [&] { return part(all, 0, Forward::kOutputs); });
+  const auto moved =
+      record<Jvp>(settings, join(join(along, in), out), [&] { return part(all, Forward::kOutputs, Jvp::kOutputs); });
+  return {out[0], out[1], out[2], moved[0], moved[1], moved[2]};
 }
 
 Four backward_autograd(c10::DispatchKeySet keys, RESCALED_COTANGENTS, RESCALED_POINT, RESCALED_SAVED, RESCALED_SETTINGS,
@@ -169,6 +232,7 @@ Seven double_backward_autograd(c10::DispatchKeySet keys, RESCALED_TANGENTS, RESC
 TORCH_LIBRARY_IMPL(torch_rescaled, Autograd, m) {
   m.impl("_attention_forward", TORCH_FN(rescaled::ops::forward_autograd));
   m.impl("_attention_backward", TORCH_FN(rescaled::ops::backward_autograd));
+  m.impl("_attention_forward_jvp", TORCH_FN(rescaled::ops::forward_jvp_autograd));
   m.impl("_attention_jvp", TORCH_FN(rescaled::ops::jvp_autograd));
   m.impl("_attention_double_backward", TORCH_FN(rescaled::ops::double_backward_autograd));
 }

@@ -79,6 +79,10 @@ inline void set_saved(AttentionParameters& p, const Leading& leading, const Save
   p.saved_output = leading.input(s.output, 2), p.saved_balance = leading.input(s.balance, 1),
   p.saved_log_normalizer = leading.input(s.log_normalizer, 1);
 }
+inline void set_outputs(AttentionParameters& p, const Leading& leading, const Saved& out) {
+  p.output = leading.output(out.output, 2), p.balance = leading.output(out.balance, 1),
+  p.log_normalizer = leading.output(out.log_normalizer, 1);
+}
 inline void set_cotangents(AttentionParameters& p, const Leading& leading, const Cotangents& g) {
   p.grad_output = leading.input(g.output, 2), p.grad_balance = leading.input(g.balance, 1),
   p.grad_log_normalizer = leading.input(g.log_normalizer, 1);

@@ -248,6 +248,11 @@ void check_backward(const Point& x, const Cotangents& g, const Saved& saved, con
   check_cotangents("_attention_backward", saved, g);
 }
 
+void check_forward_jvp(const Point& x, const Tangents& t, const AttentionSettings& settings) {
+  check_point("_attention_forward_jvp", x, settings);
+  check_tangents("_attention_forward_jvp", x, t);
+}
+
 void check_jvp(const Point& x, const Tangents& t, const Saved& saved, const AttentionSettings& settings) {
   check_point("_attention_jvp", x, settings);
   check_saved("_attention_jvp", x, saved);

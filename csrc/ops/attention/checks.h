@@ -29,6 +29,7 @@ void check_loss_shapes(const LossArguments&, const Saved&);
 // What reaches the kernels of a primitive: the contract of library.cpp.
 void check_point(const char* op, const Point&, const AttentionSettings&);
 void check_backward(const Point&, const Cotangents&, const Saved&, const AttentionSettings&);
+void check_forward_jvp(const Point&, const Tangents&, const AttentionSettings&);
 void check_jvp(const Point&, const Tangents&, const Saved&, const AttentionSettings&);
 void check_double_backward(const Point&, const Tangents&, const Cotangents&, const Saved&, const AttentionSettings&);
 void check_dropout_mask(const Tensor& dropout_seed, const c10::SymInt& queries, const c10::SymInt& keys,

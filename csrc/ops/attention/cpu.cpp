@@ -12,6 +12,8 @@ namespace {
 struct Cpu {
   static bool serves(const Point&, const Leading&) { return true; }
   static void forward(AttentionParameters& p, const Tensor&) { execute(attention_cpu_kernels().forward(p), p); }
+  static constexpr bool kForwardJvp = true;
+  static void forward_jvp(AttentionParameters& p, const Tensor&) { execute(attention_cpu_kernels().forward_jvp(p), p); }
   static void jvp(AttentionParameters& p, const Tensor&) { execute(attention_cpu_kernels().jvp(p), p); }
   static void backward(AttentionParameters& p, const Tensor&) { execute(attention_cpu_kernels().backward(p), p); }
   static void double_backward(AttentionParameters& p, const Tensor&) {
@@ -39,6 +41,7 @@ TORCH_LIBRARY_IMPL(torch_rescaled, CPU, m) {
   using rescaled::ops::Cpu;
   m.impl("_attention_forward", TORCH_FN(rescaled::ops::forward<Cpu>));
   m.impl("_attention_backward", TORCH_FN(rescaled::ops::backward<Cpu>));
+  m.impl("_attention_forward_jvp", TORCH_FN(rescaled::ops::forward_jvp<Cpu>));
   m.impl("_attention_jvp", TORCH_FN(rescaled::ops::jvp<Cpu>));
   m.impl("_attention_double_backward", TORCH_FN(rescaled::ops::double_backward<Cpu>));
   m.impl("_attention_dropout_mask", TORCH_FN(rescaled::ops::dropout_mask<Cpu>));

@@ -52,6 +52,7 @@ struct Cuda {
   static void forward(AttentionParameters& p, const Tensor& query) {
     run("_attention_forward", Primitive::forward, p, query);
   }
+  static constexpr bool kForwardJvp = false;
   static void jvp(AttentionParameters& p, const Tensor& query) { run("_attention_jvp", Primitive::jvp, p, query); }
   static void backward(AttentionParameters& p, const Tensor& query) {
     run("_attention_backward", Primitive::backward, p, query);
@@ -91,6 +92,7 @@ TORCH_LIBRARY_IMPL(torch_rescaled, RESCALED_CUDA_KEY, m) {
   using rescaled::ops::Cuda;
   m.impl("_attention_forward", TORCH_FN(rescaled::ops::forward<Cuda>));
   m.impl("_attention_backward", TORCH_FN(rescaled::ops::backward<Cuda>));
+  m.impl("_attention_forward_jvp", TORCH_FN(rescaled::ops::forward_jvp<Cuda>));
   m.impl("_attention_jvp", TORCH_FN(rescaled::ops::jvp<Cuda>));
   m.impl("_attention_double_backward", TORCH_FN(rescaled::ops::double_backward<Cuda>));
   m.impl("_attention_dropout_mask", TORCH_FN(rescaled::ops::dropout_mask<Cuda>));

@@ -4,6 +4,7 @@
 //   bool serves(const Point&, const Leading&)                  else the plain-tensor formulas do
 //   void forward(AttentionParameters&, const Tensor& query)    and jvp, backward, double_backward (its second pass);
 //                                                              brings the workspace, never gets an empty batch
+//   bool kForwardJvp                                           void forward_jvp(...): both in one pass
 //   bool serves_dropout_mask(const Tensor& seeds)
 //   void dropout_mask(const Tensor& seeds, int64_t queries, int64_t keys, double dropout_p, Tensor& mask)
 #pragma once
@@ -18,48 +19,78 @@ inline Tensor finished(bool wanted, const Tensor& t, const Tensor& like) {
   return wanted && t.defined() ? laid_out(t, like) : none(like);
 }
 
+// Outputs of the forward, or their tangents, with nothing in them. `type`: of the output.
+inline Saved empty_outputs(const Point& x, const Leading& leading, at::ScalarType type) {
+  const int64_t rows = x.query.size(-2);
+  const auto statistics = x.query.options().dtype(accumulation_type(x.query));
+  return {empty_laid_out(leading.full({rows, x.value.size(-1)}), output_guide(x.query, x.value),
+                         x.query.options().dtype(type)),
+          at::empty(leading.full({rows}), statistics), at::empty(leading.full({rows}), statistics)};
+}
+// What plain-tensor formulas gave, laid out as the kernels' outputs are.
+inline Saved finished(const Saved& out, const Point& x) {
+  return {laid_out(out.output, output_guide(x.query, x.value)), out.balance.contiguous(),
+          out.log_normalizer.contiguous()};
+}
+
 template <class Device>
-Three forward(RESCALED_POINT, RESCALED_SETTINGS) {
-  const Point x = RESCALED_THE_POINT;
-  const AttentionSettings settings = RESCALED_THE_SETTINGS;
-  check_point("_attention_forward", x, settings);
-  const Leading leading(x);
-  if (!Device::serves(x, leading)) {
-    const Saved out = plain_attention_forward(x, settings);
-    return {laid_out(out.output, output_guide(query, value)), out.balance.contiguous(),
-            out.log_normalizer.contiguous()};
-  }
-  const int64_t rows = query.size(-2);
-  const auto statistics = query.options().dtype(accumulation_type(query));
-  Tensor output = empty_laid_out(leading.full({rows, value.size(-1)}), output_guide(query, value), query.options());
-  Tensor balance = at::empty(leading.full({rows}), statistics),
-         log_normalizer = at::empty(leading.full({rows}), statistics);
+Saved forward_of(const Point& x, const Leading& leading, const AttentionSettings& settings) {
+  if (!Device::serves(x, leading)) return finished(plain_attention_forward(x, settings), x);
+  const Saved out = empty_outputs(x, leading, x.query.scalar_type());
   if (!leading.empty()) {
     AttentionParameters p = parameters(x, settings, leading);
-    p.output = leading.output(output, 2), p.balance = leading.output(balance, 1),
-    p.log_normalizer = leading.output(log_normalizer, 1);
-    Device::forward(p, query);
+    set_outputs(p, leading, out);
+    Device::forward(p, x.query);
   }
-  return {output, balance, log_normalizer};
+  return out;
 }
 
 // `type` of the tangent of the output: the double backward keeps it in the arithmetic type.
 template <class Device>
 Saved jvp_of(const Point& x, const Leading& leading, const Tangents& tangents, const Saved& saved,
              const AttentionSettings& settings, at::ScalarType type) {
-  const int64_t rows = x.query.size(-2);
-  const auto statistics = x.query.options().dtype(accumulation_type(x.query));
-  Saved out{empty_laid_out(leading.full({rows, x.value.size(-1)}), output_guide(x.query, x.value),
-                           x.query.options().dtype(type)),
-            at::empty(leading.full({rows}), statistics), at::empty(leading.full({rows}), statistics)};
+  if (!Device::serves(x, leading)) return finished(plain_attention_jvp(tangents, x, settings), x);
+  const Saved out = empty_outputs(x, leading, type);
   if (!leading.empty()) {
     AttentionParameters p = parameters(x, settings, leading);
     set_tangents(p, leading, tangents), set_saved(p, leading, saved);
-    p.output = leading.output(out.output, 2), p.balance = leading.output(out.balance, 1),
-    p.log_normalizer = leading.output(out.log_normalizer, 1);
+    set_outputs(p, leading, out);
     Device::jvp(p, x.query);
   }
   return out;
+}
+
+template <class Device>
+Three forward(RESCALED_POINT, RESCALED_SETTINGS) {
+  const Point x = RESCALED_THE_POINT;
+  const AttentionSettings settings = RESCALED_THE_SETTINGS;
+  check_point("_attention_forward", x, settings);
+  const Saved out = forward_of<Device>(x, Leading(x), settings);
+  return {out.output, out.balance, out.log_normalizer};
+}
+
+template <class Device>
+Six forward_jvp(RESCALED_TANGENTS, RESCALED_POINT, RESCALED_SETTINGS) {
+  const Point x = RESCALED_THE_POINT;
+  const Tangents t = RESCALED_THE_TANGENTS;
+  const AttentionSettings settings = RESCALED_THE_SETTINGS;
+  check_forward_jvp(x, t, settings);
+  const Leading leading(x);
+  Saved out, moved;
+  if constexpr (Device::kForwardJvp) {
+    out = empty_outputs(x, leading, query.scalar_type()), moved = empty_outputs(x, leading, query.scalar_type());
+    if (!leading.empty()) {
+      AttentionParameters p = parameters(x, settings, leading);
+      set_tangents(p, leading, t), set_outputs(p, leading, out);
+      p.tangent_output = leading.output(moved.output, 2), p.tangent_balance = leading.output(moved.balance, 1),
+      p.tangent_log_normalizer = leading.output(moved.log_normalizer, 1);
+      Device::forward_jvp(p, query);
+    }
+  } else {
+    out = forward_of<Device>(x, leading, settings);
+    moved = jvp_of<Device>(x, leading, t, out, settings, query.scalar_type());
+  }
+  return {out.output, out.balance, out.log_normalizer, moved.output, moved.balance, moved.log_normalizer};
 }
 
 template <class Device>
@@ -69,11 +100,8 @@ Three jvp(RESCALED_TANGENTS, RESCALED_POINT, RESCALED_SAVED, RESCALED_SETTINGS) 
   const Tangents tangents = RESCALED_THE_TANGENTS;
   const AttentionSettings settings = RESCALED_THE_SETTINGS;
   check_jvp(x, tangents, saved, settings);
-  const Leading leading(x);
-  const Saved out = Device::serves(x, leading)
-                        ? jvp_of<Device>(x, leading, tangents, saved, settings, query.scalar_type())
-                        : plain_attention_jvp(tangents, x, settings);
-  return {laid_out(out.output, output_guide(query, value)), out.balance.contiguous(), out.log_normalizer.contiguous()};
+  const Saved out = jvp_of<Device>(x, Leading(x), tangents, saved, settings, query.scalar_type());
+  return {out.output, out.balance, out.log_normalizer};
 }
 
 template <class Device>

@@ -45,6 +45,11 @@ Four backward(RESCALED_COTANGENTS, RESCALED_POINT, RESCALED_SAVED, RESCALED_SETT
   check_backward(x, RESCALED_THE_COTANGENTS, RESCALED_THE_SAVED, RESCALED_THE_SETTINGS);
   return gradients(x, need);
 }
+Six forward_jvp(RESCALED_TANGENTS, RESCALED_POINT, RESCALED_SETTINGS) {
+  const Point x = RESCALED_THE_POINT;
+  check_forward_jvp(x, RESCALED_THE_TANGENTS, RESCALED_THE_SETTINGS);
+  return std::tuple_cat(outputs(x), outputs(x));
+}
 Three jvp(RESCALED_TANGENTS, RESCALED_POINT, RESCALED_SAVED, RESCALED_SETTINGS) {
   const Point x = RESCALED_THE_POINT;
   check_jvp(x, RESCALED_THE_TANGENTS, RESCALED_THE_SAVED, RESCALED_THE_SETTINGS);
@@ -76,6 +81,7 @@ Tensor dropout_mask(const Tensor& dropout_seed, c10::SymInt queries, c10::SymInt
 TORCH_LIBRARY_IMPL(torch_rescaled, Meta, m) {
   m.impl("_attention_forward", TORCH_FN(rescaled::ops::forward));
   m.impl("_attention_backward", TORCH_FN(rescaled::ops::backward));
+  m.impl("_attention_forward_jvp", TORCH_FN(rescaled::ops::forward_jvp));
   m.impl("_attention_jvp", TORCH_FN(rescaled::ops::jvp));
   m.impl("_attention_double_backward", TORCH_FN(rescaled::ops::double_backward));
   m.impl("_attention_dropout_mask", TORCH_FN(rescaled::ops::dropout_mask));

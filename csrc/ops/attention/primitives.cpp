@@ -33,6 +33,13 @@ std::array<Tensor, 4> attention_backward(const Cotangents& g, const Point& x, co
   return to_array<4>(op.call(COTANGENT_ARGUMENTS, POINT_ARGUMENTS, SAVED_ARGUMENTS, SETTING_ARGUMENTS, need));
 }
 
+std::array<Saved, 2> attention_forward_jvp(const Tangents& t, const Point& x, const AttentionSettings& settings) {
+  static const auto op = handle<ForwardJvpSignature>("torch_rescaled::_attention_forward_jvp");
+  auto [output, balance, log_normalizer, tangent_output, tangent_balance, tangent_log_normalizer] =
+      op.call(TANGENT_ARGUMENTS, POINT_ARGUMENTS, SETTING_ARGUMENTS);
+  return {Saved{output, balance, log_normalizer}, Saved{tangent_output, tangent_balance, tangent_log_normalizer}};
+}
+
 Saved attention_jvp(const Tangents& t, const Point& x, const Saved& saved, const AttentionSettings& settings) {
   static const auto op = handle<JvpSignature>("torch_rescaled::_attention_jvp");
   auto [output, balance, log_normalizer] =

@@ -59,11 +59,12 @@ std::vector<c10::SymInt> leading_sizes(const Point&);
 Saved attention_forward(const Point&, const AttentionSettings&);
 std::array<Tensor, 4> attention_backward(const Cotangents&, const Point&, const Saved&, const AttentionSettings&,
                                          std::array<bool, 4> need);
+std::array<Saved, 2> attention_forward_jvp(const Tangents&, const Point&, const AttentionSettings&);
 Saved attention_jvp(const Tangents&, const Point&, const Saved&, const AttentionSettings&);
 std::array<Tensor, 7> attention_double_backward(const Tangents&, const Cotangents&, const Point&, const Saved&,
                                                 const AttentionSettings&, std::array<bool, 7> need);
 
-// The parameter lists of the four schemas, for the kernels of every dispatch key.
+// The parameter lists of the schemas, for the kernels of every dispatch key.
 #define RESCALED_POINT                                                                                           \
   const Tensor &query, const Tensor &key, const Tensor &value, const MaybeTensor &bias, const MaybeTensor &mask, \
       const MaybeTensor &dropout_seed
@@ -89,10 +90,12 @@ std::array<Tensor, 7> attention_double_backward(const Tangents&, const Cotangent
 // Their C++ signatures.
 using Three = std::tuple<Tensor, Tensor, Tensor>;
 using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using ForwardSignature = Three(RESCALED_POINT, RESCALED_SETTINGS);
 using BackwardSignature = Four(RESCALED_COTANGENTS, RESCALED_POINT, RESCALED_SAVED, RESCALED_SETTINGS,
                                std::array<bool, 4> need);
+using ForwardJvpSignature = Six(RESCALED_TANGENTS, RESCALED_POINT, RESCALED_SETTINGS);
 using JvpSignature = Three(RESCALED_TANGENTS, RESCALED_POINT, RESCALED_SAVED, RESCALED_SETTINGS);
 using DoubleBackwardSignature = Seven(RESCALED_TANGENTS, RESCALED_COTANGENTS, RESCALED_POINT, RESCALED_SAVED,
                                       RESCALED_SETTINGS, std::array<bool, 7> need);

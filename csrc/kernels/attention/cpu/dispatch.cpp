@@ -7,12 +7,14 @@ namespace rescaled {
 #define RESCALED_DECLARE(isa)                                             \
   namespace isa {                                                         \
   AttentionProgram attention_forward(const AttentionParameters&);         \
+  AttentionProgram attention_forward_jvp(const AttentionParameters&);     \
   AttentionProgram attention_jvp(const AttentionParameters&);             \
   AttentionProgram attention_backward(const AttentionParameters&);        \
   AttentionProgram attention_double_backward(const AttentionParameters&); \
   }
-#define RESCALED_KERNELS(isa) \
-  {isa::attention_forward, isa::attention_jvp, isa::attention_backward, isa::attention_double_backward}
+#define RESCALED_KERNELS(isa)                                                                       \
+  {isa::attention_forward, isa::attention_forward_jvp, isa::attention_jvp, isa::attention_backward, \
+   isa::attention_double_backward}
 
 RESCALED_DECLARE(baseline)
 #if defined(__x86_64__)

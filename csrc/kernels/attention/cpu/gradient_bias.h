@@ -29,7 +29,7 @@ struct BiasScratch : GradientScratch<T> {
 template <class T, bool kTwoSided, bool kSecond>
 static void bias_block(const AttentionParameters& p, const Problem& g, const GradientWorkspace<T>& space, int64_t b,
                        Block block, bool by_query, bool by_key, BiasScratch<T>& s) {
-  TileInput<T> in = query_block<T>(p, g, space, b, block.query);
+  TileInput<T> in = query_block<T>(space, b, block.query);
   set_panel<T>(p, g, block, 0, s, in);
   const TileOutput<T> out{s.value_weights, s.score_gradient, s.tangent_score_gradient, s.tangent_e, true};
   gradient_block<T, kTwoSided, kSecond>(p, 0, block.rows, in, space.row_data(b, block.query), out);

@@ -119,7 +119,7 @@ template <class T, bool kTwoSided, bool kSecond>
 static void gradient_pair(const AttentionParameters& p, const GradientWorkspace<T>& space, int64_t b, bool add,
                           Block block, Rows<T> key, Rows<T> tangent_key, GradientScratch<T>& s, T* grad_query) {
   const Problem g(p, b);
-  TileInput<T> in = query_block<T>(p, g, space, b, block.query);
+  TileInput<T> in = query_block<T>(space, b, block.query);
   const RowData<T> row_data = space.row_data(b, block.query);
   int64_t seen = block.lanes;  // keys of the block that some query of it attends
   for (int panel = 0; panel * kPanel<T> < block.lanes; ++panel) {
@@ -170,11 +170,13 @@ static void gradient_task(const AttentionParameters& p, int64_t task, GradientSc
       std::memset(s.grad_value + panel * s.value_rows * kPanel<T>, 0, sizeof(T) * s.value_rows * kPanel<T>);
       pack_key_panel<T>(p, shared, first, panel, s);
     }
-    const Rows<T> key = rows_of<T>(from_row(shared.key, first), keys, p.head_size, 1, kLanes<T>, s.key_rows);
-    Rows<T> tangent_key{nullptr, 0};
-    if (shared.tangent_key)
-      tangent_key =
-          rows_of<T>(from_row(shared.tangent_key, first), keys, p.head_size, 1, kLanes<T>, s.tangent_key_rows);
+    const auto pack = [&](InputView m, T* to) {
+      const Rows<T> packed{to, packed_ld<T>(p.head_size)};
+      pack_rows<T>(from_row(m, first), keys, p.head_size, T(1), to, keys, packed.ld);
+      return packed;
+    };
+    const Rows<T> key = pack(shared.key, s.key_rows);
+    const Rows<T> tangent_key = shared.tangent_key ? pack(shared.tangent_key, s.tangent_key_rows) : Rows<T>{nullptr, 0};
     for (int64_t h = 0; h < p.group; ++h) {
       const int64_t b = kv * p.group + h;
       for (int64_t q = first_row<T>(p, index); q < p.queries; q += kQueryBlock) {

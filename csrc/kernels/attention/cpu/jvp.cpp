@@ -16,14 +16,10 @@ struct JvpPanel {
 template <class T>
 struct JvpScratch : PanelScratch<T> {
   JvpPanel<T> panels[kPanelsPerTask];
-  T *tangent_keys, *tangent_values;
   T *weights, *score_weights, *score_tangents, *bias_tangents;  // [kKeyBlock][lanes]
-  JvpScratch(const AttentionParameters& p, Arena& arena)
-      : PanelScratch<T>(p, arena),
-        tangent_keys(arena.take<T>(p.tangent_key ? kKeyBlock * p.head_size : 0)),
-        tangent_values(arena.take<T>(p.tangent_value ? kKeyBlock * round_up(p.value_size, kTileRows) : 0)) {
+  JvpScratch(const AttentionParameters& p, Arena& arena) : PanelScratch<T>(p, arena) {
     constexpr int64_t lanes = kTileVectors * kLanes<T>;
-    for (int i = 0; i < panels_per_task<T>(p); ++i)
+    for (int i = 0; i < kPanelsPerTask; ++i)
       panels[i] = {arena.take<T>(p.head_size * lanes),
                    arena.take<T>(p.tangent_query ? p.head_size * lanes : 0),
                    arena.take<T>(round_up(p.value_size, kTileRows) * lanes),
@@ -35,11 +31,6 @@ struct JvpScratch : PanelScratch<T> {
     for (T** block : {&weights, &score_weights, &score_tangents, &bias_tangents})
       *block = arena.take<T>(kKeyBlock * lanes);
   }
-};
-
-template <class T>
-struct JvpBlock {
-  Rows<T> key, value, tangent_key, tangent_value;  // absent: data = nullptr
 };
 
 // Scores to weights a, tangents of scores to those of u / c, in place; their sums.
@@ -80,26 +71,8 @@ static __attribute__((noinline)) void jvp_weights(bool odd_kind, int64_t rows, c
   }
 }
 
-// W^T += V^T ud^T + tangent_V^T a^T
-template <class T, int kVectors>
-static __attribute__((noinline)) void accumulate_tangent(int64_t rows, int64_t value_size, Rows<T> value, const T* ud,
-                                                         Rows<T> tangent_value, const T* a, T* output) {
-  constexpr int64_t lanes = kVectors * kLanes<T>;
-  for (int64_t d = 0; d < value_size; d += kTileRows) {
-    Tile<T, kTileRows, kVectors> c;
-    tile_clear<T, kTileRows, kVectors>(c);
-    if (value.data) multiply<T, kTileRows, kVectors, true>(rows, value.data + d, value.ld, ud, lanes, c);
-    if (tangent_value.data)
-      multiply<T, kTileRows, kVectors, true>(rows, tangent_value.data + d, tangent_value.ld, a, lanes, c);
-    RESCALED_UNROLL for (int i = 0; i < kTileRows; ++i) RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) {
-      T* o = output + (d + i) * lanes + j * kLanes<T>;
-      store<T>(o, load(o) + c[i][j]);
-    }
-  }
-}
-
 template <class T, bool kTwoSided, int kVectors>
-static void jvp_block(const AttentionParameters& p, const Problem& problem, Block block, const JvpBlock<T>& in,
+static void jvp_block(const AttentionParameters& p, const Problem& problem, Block block, const BlockRows<T>& in,
                       JvpPanel<T>& panel, JvpScratch<T>& s) {
   constexpr int64_t lanes = kVectors * kLanes<T>;
   const Rows<T> none{nullptr, 0};
@@ -114,14 +87,11 @@ static void jvp_block(const AttentionParameters& p, const Problem& problem, Bloc
                                       s.score_tangents);
   if (p.dropout_p > 0) {
     fill_dropout<T, Lanes::queries>(p, problem.seed, block, s.weights, lanes);
-    for (int64_t i = 0; i < block.rows * lanes; i += kLanes<T>) {
-      store<T>(s.score_weights + i, load(s.score_weights + i) * load(s.weights + i));
-      store<T>(s.score_tangents + i, load(s.score_tangents + i) * load(s.weights + i));
-    }
+    for (T* x : {s.score_weights, s.score_tangents}) multiply_by<T>(s.weights, block.rows * lanes, x);
   }
   const bool scores_move = p.tangent_query || p.tangent_key || p.tangent_bias;
-  accumulate_tangent<T, kVectors>(block.rows, p.value_size, scores_move ? in.value : none, s.score_tangents,
-                                  in.tangent_value, s.score_weights, panel.output);
+  accumulate_values<T, kVectors>(block.rows, p.value_size, scores_move ? in.value : none, s.score_tangents,
+                                 in.tangent_value, s.score_weights, nullptr, panel.output);
 }
 
 template <class T>
@@ -166,39 +136,23 @@ static void jvp_finish(const AttentionParameters& p, int64_t b, int64_t first, i
 }
 
 template <class T, bool kTwoSided>
-static void jvp_task(const AttentionParameters& p, int64_t task, JvpScratch<T>& scratch) {
-  const PanelTask t = panel_task<T>(p, task);
-  const Problem problem(p, t.batch);
-  for (int i = 0; i < t.panels; ++i) {
-    const int64_t first = t.first + i * t.lanes, count = panel_count<T>(p, first);
-    jvp_start<T>(p, problem, t.batch, first, count, panel_lanes<T>(count), scratch.panels[i]);
-  }
-  const int64_t last = t.first + t.panels * t.lanes, keys = p.causal && last < p.keys ? last : p.keys;
-  for (T* block : {scratch.weights, scratch.bias_tangents})
+static void jvp_task(const AttentionParameters& p, int64_t task, JvpScratch<T>& s) {
+  constexpr int64_t lanes = kTileVectors * kLanes<T>;
+  for (T* block : {s.weights, s.bias_tangents})
     if (p.bias || p.mask || p.tangent_bias)
-      std::memset(block, 0, sizeof(T) * kKeyBlock * t.lanes);  // lanes beyond the last query
-  for (int64_t j = 0; j < keys; j += kKeyBlock) {
-    const int64_t rows = keys - j < kKeyBlock ? keys - j : kKeyBlock;
-    JvpBlock<T> in{key_rows(p, problem.key, j, rows, scratch.keys),
-                   value_rows(p, problem.value, j, rows, scratch.values),
-                   {nullptr, 0},
-                   {nullptr, 0}};
-    if (p.tangent_key) in.tangent_key = key_rows(p, problem.tangent_key, j, rows, scratch.tangent_keys);
-    if (p.tangent_value) in.tangent_value = value_rows(p, problem.tangent_value, j, rows, scratch.tangent_values);
-    for (int i = 0; i < t.panels; ++i) {
-      const int64_t first = t.first + i * t.lanes, count = panel_count<T>(p, first);
-      const int64_t seen = p.causal && first + count - j < rows ? first + count - j : rows;
-      if (seen <= 0) continue;
-      with_vectors<T>(count, [&](auto vectors) {
-        jvp_block<T, kTwoSided, decltype(vectors)::value>(p, problem, {first, j, seen, count}, in, scratch.panels[i],
-                                                          scratch);
+      std::memset(block, 0, sizeof(T) * kKeyBlock * lanes);  // lanes beyond the last query
+  walk_panels<T>(
+      p, task,
+      [&](const Problem& problem, int64_t b, int i, int64_t first, int64_t count) {
+        jvp_start<T>(p, problem, b, first, count, panel_lanes<T>(count), s.panels[i]);
+      },
+      [&](const Problem& problem, int64_t first, int64_t rows) { return block_rows<T>(p, problem, first, rows, s); },
+      [&](const Problem& problem, const BlockRows<T>& in, int i, Block block, auto vectors) {
+        jvp_block<T, kTwoSided, decltype(vectors)::value>(p, problem, block, in, s.panels[i], s);
+      },
+      [&](int64_t b, int i, int64_t first, int64_t count) {
+        jvp_finish<T>(p, b, first, count, panel_lanes<T>(count), s.panels[i]);
       });
-    }
-  }
-  for (int i = 0; i < t.panels; ++i) {
-    const int64_t first = t.first + i * t.lanes, count = panel_count<T>(p, first);
-    jvp_finish<T>(p, t.batch, first, count, panel_lanes<T>(count), scratch.panels[i]);
-  }
 }
 
 template <class T>

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Forward and its tangents in one pass over the keys: the online reference of the forward, six units of work where the
+// forward and the JVP after it take seven. Lanes are queries.
+//
+//   dW = (sum ud v + a dv - dc W) / c,  dl = dc / c,  drho = (sum ud - dc rho) / c   (docs/math.md, times c)
+#include "online.h"
+
+namespace rescaled::RESCALED_ISA {
+namespace {
+
+template <class T>
+struct TangentPanel {
+  T *query, *output;        // of the tangents, as in ForwardPanel
+  T *normalizer, *balance;  // [lanes] tangents of the sums of c and u
+};
+
+template <class T>
+struct ForwardJvpScratch : PanelScratch<T> {
+  ForwardPanel<T> panels[kPanelsPerTask];
+  TangentPanel<T> tangents[kPanelsPerTask];
+  T *weights, *scores, *score_tangents, *bias_tangents;  // [kKeyBlock][lanes]
+  ForwardJvpScratch(const AttentionParameters& p, Arena& arena) : PanelScratch<T>(p, arena) {
+    constexpr int64_t lanes = kTileVectors * kLanes<T>;
+    for (int i = 0; i < kPanelsPerTask; ++i) {
+      panels[i] = take_panel<T>(p, arena);
+      tangents[i] = {p.tangent_query ? arena.take<T>(p.head_size * lanes) : nullptr,
+                     arena.take<T>(round_up(p.value_size, kTileRows) * lanes), arena.take<T>(lanes),
+                     arena.take<T>(lanes)};
+    }
+    for (T** block : {&weights, &scores, &score_tangents, &bias_tangents}) *block = arena.take<T>(kKeyBlock * lanes);
+  }
+};
+
+// The sums of one block over its keys, per query.
+template <class T, int kVectors>
+struct BlockSums {
+  Vec<T> normalizer[kVectors] = {}, balance[kVectors] = {}, tangent_normalizer[kVectors] = {},
+         tangent_balance[kVectors] = {};
+};
+
+// Scores to weights a c 2^-reference, their tangents to those of u, in place; the sums.
+template <class T, bool kTwoSided, int kVectors>
+static __attribute__((noinline)) void exponentiate_tangents(bool odd_kind, int64_t rows, const T* weights,
+                                                            const T* bias_tangents, const Vec<T>* reference, T* scores,
+                                                            T* tangents, BlockSums<T, kVectors>& to) {
+  constexpr int64_t lanes = kVectors * kLanes<T>;
+  BlockSums<T, kVectors> sums;
+  Vec<T> shift[kVectors];
+  RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) shift[j] = reference[j];
+  for (int64_t r = 0; r < rows; ++r) RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) {
+      const int64_t at = r * lanes + j * kLanes<T>;
+      const Vec<T> st = load(tangents + at) * T(kLn2);
+      const Vec<T> bt = bias_tangents ? load(bias_tangents + at) : Vec<T>{};
+      if constexpr (!kTwoSided) {
+        const Vec<T> a = exp2_vector<T>(load(scores + at) - shift[j]), ud = a * (st + bt);
+        sums.normalizer[j] += a, sums.tangent_normalizer[j] += ud;
+        store<T>(scores + at, a), store<T>(tangents + at, ud);
+      } else {
+        Vec<T> even, odd;
+        if (weights) {
+          const Weight<T> weight = split_weight<T>(load(weights + at) - shift[j]);
+          two_sided<T>(load(scores + at), weight.exponent, even, odd);
+          even *= weight.factor, odd *= weight.factor;
+        } else {
+          two_sided<T>(load(scores + at), -shift[j], even, odd);
+        }
+        const Vec<T> even_moves = odd * st + even * bt, odd_moves = even * st + odd * bt;
+        sums.normalizer[j] += even, sums.balance[j] += odd;
+        sums.tangent_normalizer[j] += even_moves, sums.tangent_balance[j] += odd_moves;
+        store<T>(scores + at, odd_kind ? odd : even), store<T>(tangents + at, odd_kind ? odd_moves : even_moves);
+      }
+    }
+  to = sums;
+}
+
+template <class T, bool kTwoSided, int kVectors>
+static void forward_jvp_block(const AttentionParameters& p, const Problem& problem, Block block, const BlockRows<T>& in,
+                              ForwardPanel<T>& panel, TangentPanel<T>& tangent, ForwardJvpScratch<T>& s) {
+  constexpr int64_t lanes = kVectors * kLanes<T>;
+  const Rows<T> none{nullptr, 0};
+  Vec<T> reference[kVectors], correction[kVectors];
+  const bool has_weights = weighted(p, block.query, block.key + block.rows - 1);
+  refer<T, kTwoSided, kVectors>(p, problem, block, has_weights, in.key, panel.query, panel.reference, s.scores,
+                                s.weights, reference, correction);
+  product_sum<T, kVectors>(block.rows, p.head_size, tangent.query ? in.key : none, tangent.query, in.tangent_key,
+                           panel.query, s.score_tangents);
+  if (p.tangent_bias) fill_elements<T, Lanes::queries>(problem.tangent_bias, block, T(1), s.bias_tangents, lanes);
+  BlockSums<T, kVectors> sums;
+  exponentiate_tangents<T, kTwoSided, kVectors>(p.kind == Kind::sinh, block.rows, has_weights ? s.weights : nullptr,
+                                                p.tangent_bias ? s.bias_tangents : nullptr, reference, s.scores,
+                                                s.score_tangents, sums);
+  RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) {
+    const auto add = [&](T* all, Vec<T> more) {
+      store<T>(all + j * kLanes<T>, load(all + j * kLanes<T>) * correction[j] + more);
+    };
+    add(panel.normalizer, sums.normalizer[j]), add(panel.balance, sums.balance[j]);
+    add(tangent.normalizer, sums.tangent_normalizer[j]), add(tangent.balance, sums.tangent_balance[j]);
+  }
+  if (p.dropout_p > 0) {
+    fill_dropout<T, Lanes::queries>(p, problem.seed, block, s.weights, lanes);
+    for (T* x : {s.scores, s.score_tangents}) multiply_by<T>(s.weights, block.rows * lanes, x);
+  }
+  accumulate_values<T, kVectors>(block.rows, p.value_size, in.value, s.scores, none, nullptr, correction, panel.output);
+  const bool scores_move = p.tangent_query || p.tangent_key || p.tangent_bias;
+  accumulate_values<T, kVectors>(block.rows, p.value_size, scores_move ? in.value : none, s.score_tangents,
+                                 in.tangent_value, s.scores, correction, tangent.output);
+}
+
+template <class T>
+static void start_tangents(const AttentionParameters& p, const Problem& problem, int64_t first, int64_t count,
+                           TangentPanel<T>& tangent) {
+  const int64_t lanes = panel_lanes<T>(count);
+  if (tangent.query)
+    pack_transposed<T>(from_row(problem.tangent_query, first), count, p.head_size, static_cast<T>(p.scale * kLog2e),
+                       tangent.query, lanes);
+  std::memset(tangent.output, 0, sizeof(T) * round_up(p.value_size, kTileRows) * lanes);
+  for (T* sum : {tangent.normalizer, tangent.balance}) std::memset(sum, 0, sizeof(T) * lanes);
+}
+
+template <class T>
+static void finish_tangents(const AttentionParameters& p, int64_t b, int64_t first, int64_t count,
+                            const ForwardPanel<T>& panel, const TangentPanel<T>& tangent) {
+  const int64_t lanes = panel_lanes<T>(count);
+  const OutputView output = matrix(p.tangent_output, p, b), balance = matrix(p.tangent_balance, p, b),
+                   log_normalizer = matrix(p.tangent_log_normalizer, p, b);
+  for (int64_t i = 0; i < count; ++i) {
+    const T n = panel.normalizer[i], inverse = n == T(0) ? T(0) : T(1) / n;  // 0: a row without keys
+    const T ld = tangent.normalizer[i] * inverse, rho = panel.balance[i] * inverse;
+    with_type(output.dtype, output.data, [&](auto* to) {
+      for (int64_t d = 0; d < p.value_size; ++d)
+        assign(to[(first + i) * output.row + d * output.column],
+               inverse * (tangent.output[d * lanes + i] - ld * panel.output[d * lanes + i]));
+    });
+    static_cast<T*>(log_normalizer.data)[(first + i) * log_normalizer.row] = ld;
+    static_cast<T*>(balance.data)[(first + i) * balance.row] =
+        p.kind == Kind::sinh ? tangent.balance[i] * inverse - ld * rho : T(0);
+  }
+}
+
+template <class T, bool kTwoSided>
+static void forward_jvp_task(const AttentionParameters& p, int64_t task, ForwardJvpScratch<T>& s) {
+  constexpr int64_t lanes = kTileVectors * kLanes<T>;
+  for (T* block : {s.weights, s.bias_tangents})
+    if (p.bias || p.mask || p.tangent_bias)
+      std::memset(block, 0, sizeof(T) * kKeyBlock * lanes);  // lanes beyond the last query
+  walk_panels<T>(
+      p, task,
+      [&](const Problem& problem, int64_t, int i, int64_t first, int64_t count) {
+        start_panel<T>(p, problem, first, count, s.panels[i]);
+        start_tangents<T>(p, problem, first, count, s.tangents[i]);
+      },
+      [&](const Problem& problem, int64_t first, int64_t rows) { return block_rows<T>(p, problem, first, rows, s); },
+      [&](const Problem& problem, const BlockRows<T>& in, int i, Block block, auto vectors) {
+        forward_jvp_block<T, kTwoSided, decltype(vectors)::value>(p, problem, block, in, s.panels[i], s.tangents[i], s);
+      },
+      [&](int64_t b, int i, int64_t first, int64_t count) {
+        finish_panel<T>(p, b, first, count, panel_lanes<T>(count), s.panels[i]);
+        finish_tangents<T>(p, b, first, count, s.panels[i], s.tangents[i]);
+      });
+}
+
+template <class T>
+static void forward_jvp_run(const AttentionParameters& p, int64_t begin, int64_t end, void* memory) {
+  Arena arena(memory);
+  ForwardJvpScratch<T> scratch(p, arena);
+  for (int64_t task = begin; task < end; ++task) {
+    if (p.kind == Kind::exp)
+      forward_jvp_task<T, false>(p, task, scratch);
+    else
+      forward_jvp_task<T, true>(p, task, scratch);
+  }
+}
+
+template <class T>
+static AttentionProgram forward_jvp_program(const AttentionParameters& p) {
+  return {{{panel_tasks<T>(p), bytes_of<ForwardJvpScratch<T>>(p), forward_jvp_run<T>}}, 1, 0};
+}
+
+}  // namespace
+
+AttentionProgram attention_forward_jvp(const AttentionParameters& p) {
+  return p.query.dtype == DType::float64 ? forward_jvp_program<double>(p) : forward_jvp_program<float>(p);
+}
+
+}  // namespace rescaled::RESCALED_ISA

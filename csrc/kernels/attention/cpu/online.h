@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What forward and forward with tangents share: scores of a block of keys against an online reference per query.
+#pragma once
+#include <cmath>
+
+#include "panel.h"
+
+namespace rescaled::RESCALED_ISA {
+namespace {
+
+template <class T>
+struct ForwardPanel {
+  T *query, *output;                    // [D][lanes], [Dv][lanes]
+  T *reference, *normalizer, *balance;  // [lanes]; all sums are relative to 2^reference
+};
+
+template <class T>
+RESCALED_INLINE ForwardPanel<T> take_panel(const AttentionParameters& p, Arena& arena) {
+  constexpr int64_t lanes = kTileVectors * kLanes<T>;
+  return {arena.take<T>(p.head_size * lanes), arena.take<T>(round_up(p.value_size, kTileRows) * lanes),
+          arena.take<T>(lanes), arena.take<T>(lanes), arena.take<T>(lanes)};
+}
+template <class T>
+static void start_panel(const AttentionParameters& p, const Problem& problem, int64_t first, int64_t count,
+                        ForwardPanel<T>& panel) {
+  const int64_t lanes = panel_lanes<T>(count);
+  pack_transposed<T>(from_row(problem.query, first), count, p.head_size, static_cast<T>(p.scale * kLog2e), panel.query,
+                     lanes);
+  std::memset(panel.output, 0, sizeof(T) * round_up(p.value_size, kTileRows) * lanes);
+  for (int64_t x = 0; x < lanes; ++x)
+    panel.reference[x] = -static_cast<T>(__builtin_inf()), panel.normalizer[x] = panel.balance[x] = 0;
+}
+template <class T>
+static void finish_panel(const AttentionParameters& p, int64_t b, int64_t first, int64_t count, int64_t lanes,
+                         const ForwardPanel<T>& panel) {
+  const OutputView output = matrix(p.output, p, b), balance = matrix(p.balance, p, b),
+                   log_normalizer = matrix(p.log_normalizer, p, b);
+  for (int64_t i = 0; i < count; ++i) {
+    const T n = panel.normalizer[i], inverse = n == T(0) ? T(0) : T(1) / n;  // 0: a row without keys
+    with_type(output.dtype, output.data, [&](auto* to) {
+      for (int64_t d = 0; d < p.value_size; ++d)
+        assign(to[(first + i) * output.row + d * output.column], panel.output[d * lanes + i] * inverse);
+    });
+    const T one = n == T(0) ? T(0) : T(1) + (n - n);  // NaN where the normalizer is not finite
+    static_cast<T*>(balance.data)[(first + i) * balance.row] = p.kind == Kind::sinh ? panel.balance[i] * inverse : one;
+    static_cast<T*>(log_normalizer.data)[(first + i) * log_normalizer.row] =
+        static_cast<T>(n == T(0) ? -__builtin_inf() : double{panel.reference[i]} * kLn2 + std::log(double{n}));
+  }
+}
+
+// The scores of a block, and their maximum (two-sided: of their absolute value) into `top`.
+template <class T, bool kTwoSided, int kVectors>
+static __attribute__((noinline)) void score_block(int64_t rows, int64_t depth, Rows<T> key, const T* query, T* scores,
+                                                  Vec<T>* top) {
+  constexpr int64_t lanes = kVectors * kLanes<T>;
+  for (int64_t i = 0; i < rows; i += kTileRows) {
+    Tile<T, kTileRows, kVectors> c;
+    tile_clear<T, kTileRows, kVectors>(c);
+    multiply<T, kTileRows, kVectors, false>(depth, key.data + i * key.ld, key.ld, query, lanes, c);
+    tile_store<T, kTileRows, kVectors>(c, scores + i * lanes, lanes);
+  }
+  // In a pass of its own: beside the tile's accumulators the maxima have no registers left (2 % faster with AVX2).
+  Vec<T> highest[kVectors];
+  RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) highest[j] = top[j];
+  for (int64_t r = 0; r < rows; ++r) RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) {
+      const Vec<T> s = load(scores + r * lanes + j * kLanes<T>);
+      highest[j] = maximum(highest[j], kTwoSided ? absolute(s) : s);
+    }
+  RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) top[j] = highest[j];
+}
+
+// Adds the log weights (two-sided: keeps them apart, they do not belong inside cosh) and takes the maximum anew.
+template <class T, bool kTwoSided, int kVectors>
+static __attribute__((noinline)) void weigh_block(int64_t rows, const T* weights, T* scores, Vec<T>* top) {
+  constexpr int64_t lanes = kVectors * kLanes<T>;
+  for (int64_t r = 0; r < rows; ++r) RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) {
+      const int64_t at = r * lanes + j * kLanes<T>;
+      const Vec<T> s = load(scores + at), w = load(weights + at);
+      if (!kTwoSided) store<T>(scores + at, s + w);
+      top[j] = maximum(top[j], kTwoSided ? absolute(s) + w : s + w);
+    }
+}
+
+// The scores of a block against a panel, its log weights where it has them, and the new reference: `reference`, finite,
+// beside 2^(old - new) in `correction`.
+template <class T, bool kTwoSided, int kVectors>
+static void refer(const AttentionParameters& p, const Problem& problem, Block block, bool has_weights, Rows<T> key,
+                  const T* query, T* panel_reference, T* scores, T* weights, Vec<T>* reference, Vec<T>* correction) {
+  constexpr int64_t lanes = kVectors * kLanes<T>;
+  const T infinity = static_cast<T>(__builtin_inf());
+  Vec<T> top[kVectors];
+  RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) reference[j] = top[j] = load(panel_reference + j * kLanes<T>);
+  if (has_weights) {
+    Vec<T> unused[kVectors] = {};
+    score_block<T, kTwoSided, kVectors>(block.rows, p.head_size, key, query, scores, unused);
+    fill_log_weights<T, Lanes::queries>(p, problem.bias, problem.mask, block, weights, lanes);
+    weigh_block<T, kTwoSided, kVectors>(block.rows, weights, scores, top);
+  } else {
+    score_block<T, kTwoSided, kVectors>(block.rows, p.head_size, key, query, scores, top);
+  }
+  RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) {
+    if (kTwoSided) top[j] = round_to_integer<T>(top[j] + T(0.5));  // integral: 2^t and 2^-t are scaled exactly
+    const Vec<T> finite =
+        top[j] == -infinity ? Vec<T>{} : top[j];  // nothing attended yet: every weight is 0 against any reference
+    correction[j] = exp2_vector<T>(reference[j] - finite);
+    store<T>(panel_reference + j * kLanes<T>, top[j]);
+    reference[j] = finite;
+  }
+}
+
+}  // namespace
+}  // namespace rescaled::RESCALED_ISA
