@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Element types in memory, and the arithmetic type T (float, double) the kernels compute in.
 #pragma once
+#include <utility>
+
 #include "../element.h"
 #include "../matrices.h"
 #include "simd.h"
@@ -57,13 +59,39 @@ static void pack_rows(InputView m, int64_t rows, int64_t columns, T factor, T* t
   if (padded_rows > rows) std::memset(to + rows * ld, 0, sizeof(T) * (padded_rows - rows) * ld);
 }
 
+// Rows and columns of a square of vectors change places: in step kBit, 2 x 2 blocks of kBit x kBit elements.
+template <class T, int kBit, int... kLane>
+RESCALED_INLINE void exchange(Vec<T>& x, Vec<T>& y, std::integer_sequence<int, kLane...>) {
+  const Vec<T> low = __builtin_shufflevector(x, y, (kLane & kBit ? (kLane ^ kBit) + kLanes<T> : kLane)...);
+  y = __builtin_shufflevector(x, y, (kLane & kBit ? kLane + kLanes<T> : kLane | kBit)...);
+  x = low;
+}
+template <class T, int kBit = kLanes<T> / 2>
+RESCALED_INLINE void transpose_square(Vec<T> (&x)[kLanes<T>]) {
+  RESCALED_UNROLL for (int i = 0; i < kLanes<T>; ++i) if (!(i & kBit))
+      exchange<T, kBit>(x[i], x[i | kBit], std::make_integer_sequence<int, kLanes<T>>());
+  if constexpr (kBit > 1) transpose_square<T, kBit / 2>(x);
+}
+
 // to[j][i] = factor * m[i][j]: rows become lanes; lanes beyond `rows` are 0.
 template <class T>
 static void pack_transposed(InputView m, int64_t rows, int64_t columns, T factor, T* to, int64_t lanes) {
   with_type(m.dtype, m.data, [&](auto* from) {
+    int64_t whole = 0, wide = 0;  // rows and columns that squares have done
+    if constexpr (std::is_same_v<decltype(from), const T*>) {
+      if (m.column == 1) whole = rows / kLanes<T> * kLanes<T>, wide = columns / kLanes<T> * kLanes<T>;
+      for (int64_t i = 0; i < whole; i += kLanes<T>)
+        for (int64_t j = 0; j < wide; j += kLanes<T>) {
+          Vec<T> x[kLanes<T>];
+          RESCALED_UNROLL for (int r = 0; r < kLanes<T>; ++r) x[r] = factor * load(from + (i + r) * m.row + j);
+          transpose_square<T>(x);
+          RESCALED_UNROLL for (int r = 0; r < kLanes<T>; ++r) store<T>(to + (j + r) * lanes + i, x[r]);
+        }
+    }
     for (int64_t i = 0; i < rows; ++i) {
       const auto* row = from + i * m.row;
-      for (int64_t j = 0; j < columns; ++j) to[j * lanes + i] = factor * static_cast<T>(value_of(row[j * m.column]));
+      for (int64_t j = i < whole ? wide : 0; j < columns; ++j)
+        to[j * lanes + i] = factor * static_cast<T>(value_of(row[j * m.column]));
     }
   });
   if (rows < lanes)
@@ -74,8 +102,20 @@ static void pack_transposed(InputView m, int64_t rows, int64_t columns, T factor
 template <class T>
 static void unpack_transposed(OutputView m, int64_t rows, int64_t columns, T factor, const T* from, int64_t lanes) {
   with_type(m.dtype, m.data, [&](auto* to) {
+    int64_t whole = 0, wide = 0;
+    if constexpr (std::is_same_v<decltype(to), T*>) {
+      if (m.column == 1) whole = rows / kLanes<T> * kLanes<T>, wide = columns / kLanes<T> * kLanes<T>;
+      for (int64_t i = 0; i < whole; i += kLanes<T>)
+        for (int64_t j = 0; j < wide; j += kLanes<T>) {
+          Vec<T> x[kLanes<T>];
+          RESCALED_UNROLL for (int r = 0; r < kLanes<T>; ++r) x[r] = factor * load(from + (j + r) * lanes + i);
+          transpose_square<T>(x);
+          RESCALED_UNROLL for (int r = 0; r < kLanes<T>; ++r) store<T>(to + (i + r) * m.row + j, x[r]);
+        }
+    }
     for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < columns; ++j) assign(to[i * m.row + j * m.column], factor * from[j * lanes + i]);
+      for (int64_t j = i < whole ? wide : 0; j < columns; ++j)
+        assign(to[i * m.row + j * m.column], factor * from[j * lanes + i]);
   });
 }
 

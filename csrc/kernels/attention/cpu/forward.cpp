@@ -87,9 +87,7 @@ static void forward_task(const AttentionParameters& p, int64_t task, ForwardScra
       [&](const Problem& problem, const BlockRows<T>& in, int i, Block block, auto vectors) {
         forward_block<T, kTwoSided, decltype(vectors)::value>(p, problem, block, in, s.panels[i], s.scores, s.weights);
       },
-      [&](int64_t b, int i, int64_t first, int64_t count) {
-        finish_panel<T>(p, b, first, count, panel_lanes<T>(count), s.panels[i]);
-      });
+      [&](int64_t b, int i, int64_t first, int64_t count) { finish_panel<T>(p, b, first, count, s.panels[i]); });
 }
 
 template <class T>

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Forward and its tangents in one pass over the keys: the online reference of the forward, six units of work where the
 // forward and the JVP after it take seven. Lanes are queries.
-//
-//   dW = (sum ud v + a dv - dc W) / c,  dl = dc / c,  drho = (sum ud - dc rho) / c   (docs/math.md, times c)
 #include "online.h"
 
 namespace rescaled::RESCALED_ISA {
@@ -117,23 +115,25 @@ static void start_tangents(const AttentionParameters& p, const Problem& problem,
   for (T* sum : {tangent.normalizer, tangent.balance}) std::memset(sum, 0, sizeof(T) * lanes);
 }
 
+// Before the panel itself is finished, whose sums are of c = its normalizer:
+//   dl = sum dc / c,  dW = (sum ud v + a dv - dl sum a v) / c,  drho = (sum ud - dl sum u) / c
 template <class T>
 static void finish_tangents(const AttentionParameters& p, int64_t b, int64_t first, int64_t count,
                             const ForwardPanel<T>& panel, const TangentPanel<T>& tangent) {
   const int64_t lanes = panel_lanes<T>(count);
   const OutputView output = matrix(p.tangent_output, p, b), balance = matrix(p.tangent_balance, p, b),
                    log_normalizer = matrix(p.tangent_log_normalizer, p, b);
+  for (int64_t x = 0; x < lanes; x += kLanes<T>) {
+    const Vec<T> inverse = inverse_normalizer<T>(panel, x), ld = load(tangent.normalizer + x) * inverse;
+    for (int64_t at = x; at < p.value_size * lanes; at += lanes)
+      store<T>(tangent.output + at, inverse * (load(tangent.output + at) - ld * load(panel.output + at)));
+    store<T>(tangent.balance + x, inverse * (load(tangent.balance + x) - ld * load(panel.balance + x)));
+    store<T>(tangent.normalizer + x, ld);
+  }
+  unpack_transposed<T>(row_of(output, first), count, p.value_size, T(1), tangent.output, lanes);
   for (int64_t i = 0; i < count; ++i) {
-    const T n = panel.normalizer[i], inverse = n == T(0) ? T(0) : T(1) / n;  // 0: a row without keys
-    const T ld = tangent.normalizer[i] * inverse, rho = panel.balance[i] * inverse;
-    with_type(output.dtype, output.data, [&](auto* to) {
-      for (int64_t d = 0; d < p.value_size; ++d)
-        assign(to[(first + i) * output.row + d * output.column],
-               inverse * (tangent.output[d * lanes + i] - ld * panel.output[d * lanes + i]));
-    });
-    static_cast<T*>(log_normalizer.data)[(first + i) * log_normalizer.row] = ld;
-    static_cast<T*>(balance.data)[(first + i) * balance.row] =
-        p.kind == Kind::sinh ? tangent.balance[i] * inverse - ld * rho : T(0);
+    static_cast<T*>(log_normalizer.data)[(first + i) * log_normalizer.row] = tangent.normalizer[i];
+    static_cast<T*>(balance.data)[(first + i) * balance.row] = p.kind == Kind::sinh ? tangent.balance[i] : T(0);
   }
 }
 
@@ -154,8 +154,8 @@ static void forward_jvp_task(const AttentionParameters& p, int64_t task, Forward
         forward_jvp_block<T, kTwoSided, decltype(vectors)::value>(p, problem, block, in, s.panels[i], s.tangents[i], s);
       },
       [&](int64_t b, int i, int64_t first, int64_t count) {
-        finish_panel<T>(p, b, first, count, panel_lanes<T>(count), s.panels[i]);
         finish_tangents<T>(p, b, first, count, s.panels[i], s.tangents[i]);
+        finish_panel<T>(p, b, first, count, s.panels[i]);
       });
 }
 

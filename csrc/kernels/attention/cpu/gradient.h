@@ -16,30 +16,44 @@ constexpr int64_t kQueryBlock = kVectorBytes == 64 ? 64 : 128;
 constexpr int kKeyPanels = 4;
 constexpr int64_t kKeysPerChunk = 256;
 template <class T>
-inline constexpr int64_t kKeysPerBlock = kKeyPanels * kPanel<T>;
+inline constexpr int64_t kMostKeysPerBlock = kKeyPanels * kPanel<T>;
 
 RESCALED_INLINE int64_t padded_queries(const AttentionParameters& p) { return round_up(p.queries, kTileRows); }
 template <class T>
 RESCALED_INLINE int64_t query_ld(const AttentionParameters& p) {
   return round_up(p.head_size, kLanes<T>);
 }
+// Enough tasks for many threads where there are few heads, for a few threads also where there are few keys; by shape
+// alone. A chunk costs a copy of dQ, written and read once: by count a tenth of the time of 96 keys, and a twentieth of
+// that of 256.
+RESCALED_INLINE int64_t wanted_chunks(const AttentionParameters& p) {
+  const auto chunks = [&](int64_t tasks, int64_t keys) {
+    const int64_t by_heads = tasks / (p.kv_batches > 0 ? p.kv_batches : 1), by_keys = p.keys / keys;
+    return by_heads < by_keys ? by_heads : by_keys;
+  };
+  const int64_t many = chunks(16, kKeysPerChunk), few = chunks(4, kKeysPerChunk / 4), most = many > few ? many : few;
+  return most < 1 ? 1 : most;
+}
+// Keys of a block: up to kKeyPanels panels, fewer where a chunk has fewer.
+template <class T>
+RESCALED_INLINE int64_t keys_per_block(const AttentionParameters& p) {
+  const int64_t chunks = wanted_chunks(p), panels = (p.keys + kPanel<T> - 1) / kPanel<T>,
+                each = (panels + chunks - 1) / chunks;
+  return (each < 1 ? 1 : each < kKeyPanels ? each : kKeyPanels) * kPanel<T>;
+}
 template <class T>
 RESCALED_INLINE int64_t key_blocks(const AttentionParameters& p) {
-  return (p.keys + kKeysPerBlock<T> - 1) / kKeysPerBlock<T>;
+  return (p.keys + keys_per_block<T>(p) - 1) / keys_per_block<T>(p);
 }
-// Enough tasks for many threads where there are few heads; by shape alone. A chunk costs a copy of dQ,
-// written and read once: by count a tenth of the time of 96 keys, and a twentieth of that of 256.
 template <class T>
 RESCALED_INLINE int64_t key_chunks(const AttentionParameters& p) {
-  const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
-  const int64_t tasks = 16 / (p.kv_batches > 0 ? p.kv_batches : 1),
-                wanted = least(least(tasks, p.keys / kKeysPerChunk), key_blocks<T>(p));
-  return wanted < 1 ? 1 : wanted;
+  const int64_t wanted = wanted_chunks(p), blocks = key_blocks<T>(p);
+  return blocks < 1 ? 1 : wanted < blocks ? wanted : blocks;
 }
 // The first row of queries that key block `block` meets: those before it are masked where the mask is causal.
 template <class T>
 RESCALED_INLINE int64_t first_row(const AttentionParameters& p, int64_t block) {
-  return p.causal ? block * kKeysPerBlock<T> / kTileRows * kTileRows : 0;
+  return p.causal ? block * keys_per_block<T>(p) / kTileRows * kTileRows : 0;
 }
 
 // Length in memory of a packed row: an odd number of cache lines. Products walk down the columns of these blocks, and
@@ -83,18 +97,18 @@ template <class T>
 struct GradientScratch {
   T *key, *value, *tangent_key, *tangent_value;                // [kKeyPanels][depth][kPanel]
   T *grad_key, *grad_value;                                    // [kKeyPanels][depth, padded to kTileRows][kPanel]
-  T *key_rows, *tangent_key_rows;                              // [kKeysPerBlock][packed_ld]
+  T *key_rows, *tangent_key_rows;                              // [kMostKeysPerBlock][packed_ld]
   T *value_weights, *score_gradient, *tangent_score_gradient;  // [kKeyPanels][kQueryBlock][kPanel]
   T *weights, *bias_tangents, *dropout, *tangent_e;            // [kQueryBlock][kPanel]
   int64_t head_rows, value_rows;
   GradientScratch(const AttentionParameters& p, Arena& arena)
       : head_rows(round_up(p.head_size, kTileRows)), value_rows(round_up(p.value_size, kTileRows)) {
-    const int64_t head = kKeysPerBlock<T> * head_rows, value_panels = kKeysPerBlock<T> * value_rows;
+    const int64_t head = kMostKeysPerBlock<T> * head_rows, value_panels = kMostKeysPerBlock<T> * value_rows;
     key = arena.take<T>(head), grad_key = arena.take<T>(head);
     value = arena.take<T>(value_panels), grad_value = arena.take<T>(value_panels);
     tangent_key = arena.take<T>(p.tangent_key ? head : 0),
     tangent_value = arena.take<T>(p.tangent_value ? value_panels : 0);
-    const int64_t rows = kKeysPerBlock<T> * packed_ld<T>(p.head_size);
+    const int64_t rows = kMostKeysPerBlock<T> * packed_ld<T>(p.head_size);
     key_rows = arena.take<T>(rows), tangent_key_rows = arena.take<T>(p.tangent_key ? rows : 0);
     for (T** block : {&value_weights, &score_gradient, &tangent_score_gradient})
       *block = arena.take<T>(kKeyPanels * kQueryBlock * kPanel<T>);

@@ -16,20 +16,28 @@ struct RowScratch {
       : grad_output(arena.take<T>(kRowBlock * p.value_size)), output(arena.take<T>(kRowBlock * p.value_size)) {}
 };
 
+template <class T>
+RESCALED_INLINE T dot(const T* x, const T* y, int64_t count) {
+  Vec<T> sum[2] = {};
+  int64_t i = 0;
+  for (; i + 2 * kLanes<T> <= count; i += 2 * kLanes<T>)
+    RESCALED_UNROLL for (int k = 0; k < 2; ++k) sum[k] += load(x + i + k * kLanes<T>) * load(y + i + k * kLanes<T>);
+  sum[0] += sum[1];
+  T all = 0;
+  RESCALED_UNROLL for (int k = 0; k < kLanes<T>; ++k) all += sum[0][k];
+  for (; i < count; ++i) all += x[i] * y[i];
+  return all;
+}
+
 // to[i] = <grad_output_i, output_i>
 template <class T>
 static void row_dots(const AttentionParameters& p, InputView grad_output, InputView output, int64_t first,
                      int64_t count, RowScratch<T>& s, T* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = 0;
   if (!grad_output || !output) return;
-  pack_rows<T>(from_row(grad_output, first), count, p.value_size, T(1), s.grad_output, count, p.value_size);
-  pack_rows<T>(from_row(output, first), count, p.value_size, T(1), s.output, count, p.value_size);
-  for (int64_t i = 0; i < count; ++i) {
-    const T *g = s.grad_output + i * p.value_size, *w = s.output + i * p.value_size;
-    T sum = 0;
-    for (int64_t d = 0; d < p.value_size; ++d) sum += g[d] * w[d];
-    to[i] = sum;
-  }
+  const Rows<T> g = rows_of<T>(from_row(grad_output, first), count, p.value_size, 1, 1, s.grad_output),
+                w = rows_of<T>(from_row(output, first), count, p.value_size, 1, 1, s.output);
+  for (int64_t i = 0; i < count; ++i) to[i] = dot(g.data + i * g.ld, w.data + i * w.ld, p.value_size);
 }
 
 // delta = <G, W> + g_rho rho - g_l;  deltad = <G, Wd> + g_rho rhod
@@ -162,8 +170,8 @@ static void gradient_task(const AttentionParameters& p, int64_t task, GradientSc
   const OutputView grad_key = matrix(p.grad_key, p, kv * p.group), grad_value = matrix(p.grad_value, p, kv * p.group);
   for (int64_t index = chunk; index < key_blocks<T>(p);
        index += chunks) {  // every chunk gets early and late keys: causal ones cost alike
-    const int64_t first = index * kKeysPerBlock<T>, left = p.keys - first,
-                  keys = left < kKeysPerBlock<T> ? left : kKeysPerBlock<T>;
+    const int64_t most = keys_per_block<T>(p), first = index * most, left = p.keys - first,
+                  keys = left < most ? left : most;
     const Problem shared(p, kv * p.group);
     for (int panel = 0; panel * kPanel<T> < keys; ++panel) {
       std::memset(s.grad_key + panel * s.head_rows * kPanel<T>, 0, sizeof(T) * s.head_rows * kPanel<T>);

@@ -30,19 +30,29 @@ static void start_panel(const AttentionParameters& p, const Problem& problem, in
   for (int64_t x = 0; x < lanes; ++x)
     panel.reference[x] = -static_cast<T>(__builtin_inf()), panel.normalizer[x] = panel.balance[x] = 0;
 }
+// 1 / normalizer of a vector of queries; 0 for a row without keys.
 template <class T>
-static void finish_panel(const AttentionParameters& p, int64_t b, int64_t first, int64_t count, int64_t lanes,
+RESCALED_INLINE Vec<T> inverse_normalizer(const ForwardPanel<T>& panel, int64_t lane) {
+  const Vec<T> n = load(panel.normalizer + lane), zero = {};
+  return n == zero ? zero : T(1) / n;
+}
+template <class T>
+static void finish_panel(const AttentionParameters& p, int64_t b, int64_t first, int64_t count,
                          const ForwardPanel<T>& panel) {
+  const int64_t lanes = panel_lanes<T>(count);
   const OutputView output = matrix(p.output, p, b), balance = matrix(p.balance, p, b),
                    log_normalizer = matrix(p.log_normalizer, p, b);
+  for (int64_t x = 0; x < lanes; x += kLanes<T>) {
+    const Vec<T> inverse = inverse_normalizer<T>(panel, x);
+    for (int64_t d = 0; d < p.value_size; ++d)
+      store<T>(panel.output + d * lanes + x, load(panel.output + d * lanes + x) * inverse);
+  }
+  unpack_transposed<T>(row_of(output, first), count, p.value_size, T(1), panel.output, lanes);
   for (int64_t i = 0; i < count; ++i) {
-    const T n = panel.normalizer[i], inverse = n == T(0) ? T(0) : T(1) / n;  // 0: a row without keys
-    with_type(output.dtype, output.data, [&](auto* to) {
-      for (int64_t d = 0; d < p.value_size; ++d)
-        assign(to[(first + i) * output.row + d * output.column], panel.output[d * lanes + i] * inverse);
-    });
+    const T n = panel.normalizer[i];
     const T one = n == T(0) ? T(0) : T(1) + (n - n);  // NaN where the normalizer is not finite
-    static_cast<T*>(balance.data)[(first + i) * balance.row] = p.kind == Kind::sinh ? panel.balance[i] * inverse : one;
+    static_cast<T*>(balance.data)[(first + i) * balance.row] =
+        n != T(0) && p.kind == Kind::sinh ? panel.balance[i] * (T(1) / n) : one;
     static_cast<T*>(log_normalizer.data)[(first + i) * log_normalizer.row] =
         static_cast<T>(n == T(0) ? -__builtin_inf() : double{panel.reference[i]} * kLn2 + std::log(double{n}));
   }
