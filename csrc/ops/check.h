@@ -46,12 +46,13 @@ inline void check_device(const char* op, const char* name, const Tensor& t, cons
 
 // A tensor whose leading dimension `d`, counted from the right, must be `expected` or 1.
 inline void check_leading(const char* op, const char* name, const Tensor& t, int64_t suffix,
-                          const std::vector<c10::SymInt>& full, const std::string& what) {
+                          const std::vector<c10::SymInt>& full) {
   const int64_t rank = t.dim() - suffix;
   for (int64_t i = 1; i <= rank; ++i) {
     const c10::SymInt size = t.sym_size(rank - i);
     const bool fits = i <= static_cast<int64_t>(full.size()) && (size == 1 || size == full[full.size() - i]);
-    RESCALED_CHECK(VALUE, fits, op, name, " with leading dimensions that broadcast to ", what, ", got ", shape(t));
+    RESCALED_CHECK(VALUE, fits, op, name, " with leading dimensions that broadcast to ", list(full), ", got ",
+                   shape(t));
   }
 }
 

@@ -102,7 +102,7 @@ void check_public(const char* op, const PublicArguments& x) {
     const bool grouped = x.enable_gqa && &t != &x.query;
     std::vector<c10::SymInt> expected = full;
     if (grouped) expected.back() = t.sym_size(-3);
-    check_leading(op, name, t, 2, expected, list(expected));
+    check_leading(op, name, t, 2, expected);
   }
   check_batch_rank(op, full, regrouped);
   if (!x.attn_mask.defined()) return;
@@ -117,7 +117,7 @@ void check_public(const char* op, const PublicArguments& x) {
   std::vector<c10::SymInt> expected = full;
   expected.push_back(rows), expected.push_back(columns);
   RESCALED_CHECK(VALUE, fits, op, "attn_mask that broadcasts to ", list(expected), ", got ", shape(mask));
-  check_leading(op, "attn_mask", mask, 2, full, list(full));
+  check_leading(op, "attn_mask", mask, 2, full);
 }
 
 void check_loss(const PublicArguments& x, const LossArguments& loss) {
@@ -196,7 +196,7 @@ void check_point(const char* op, const Point& x, const AttentionSettings& settin
                                         {"bias", x.bias, 2},
                                         {"mask", x.mask, 2},
                                         {"dropout_seed", x.dropout_seed, 0}})
-    if (t.defined()) check_leading(op, name, t, suffix, full, list(full));
+    if (t.defined()) check_leading(op, name, t, suffix, full);
   check_batch_rank(op, full);
 }
 

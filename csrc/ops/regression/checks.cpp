@@ -55,10 +55,10 @@ void check_regression(const char* op, const RegressionPoint& x, const Regression
   for (const Named& w : {Named{"row_weight", x.row_weight}, {"penalty_weight", x.penalty_weight}})
     if (w.tensor.defined()) check_vector(op, x.A, w, "rows", n);
   const std::vector<c10::SymInt> full = leading_sizes(x);
-  check_leading(op, "A", x.A, 2, full, list(full));
+  check_leading(op, "A", x.A, 2, full);
   for (const Named& v :
        {Named{"b", x.b}, {"x", x.x}, {"row_weight", x.row_weight}, {"penalty_weight", x.penalty_weight}})
-    if (v.tensor.defined()) check_leading(op, v.name, v.tensor, 1, full, list(full));
+    if (v.tensor.defined()) check_leading(op, v.name, v.tensor, 1, full);
   check_batch_rank(op, full);
 }
 
@@ -73,7 +73,7 @@ void check_curvature(const char* op, c10::string_view curvature, bool with_none)
 void check_direction(const char* op, const RegressionPoint& x, const Tensor& v) {
   check_vector(op, x.A, {"v", v}, "columns", x.A.sym_size(-1));
   const std::vector<c10::SymInt> full = leading_sizes(x);
-  check_leading(op, "v", v, 1, full, list(full));
+  check_leading(op, "v", v, 1, full);
 }
 
 void check_regression_point(const char* op, const RegressionPoint& x, const RegressionSettings& settings) {
@@ -100,7 +100,7 @@ void check_regression_matvec(const Tensor& A, const Tensor& v) {
   check_vector(op, A, {"v", v}, "columns", A.sym_size(-1));
   RESCALED_CHECK(VALUE, v.dim() == A.dim() - 1, op, "v with A's ", A.dim() - 2, " leading dimensions, got ", shape(v));
   const std::vector<c10::SymInt> full = leading_sizes({A, {}, v, {}, {}});
-  check_leading(op, "A", A, 2, full, list(full)), check_leading(op, "v", v, 1, full, list(full));
+  check_leading(op, "A", A, 2, full), check_leading(op, "v", v, 1, full);
   check_batch_rank(op, full);
 }
 
@@ -117,7 +117,7 @@ void check_resident(const Tensor& logits, const RegressionPoint& x, const Regres
     check_vector(op, logits, v, "rows", logits.sym_size(-1));
     RESCALED_CHECK(VALUE, v.tensor.dim() == logits.dim(), op, v.name, " with the logits' ", logits.dim() - 1,
                    " leading dimensions, got ", shape(v.tensor));
-    check_leading(op, v.name, v.tensor, 1, full, list(full));
+    check_leading(op, v.name, v.tensor, 1, full);
   }
   check_batch_rank(op, full);
 }

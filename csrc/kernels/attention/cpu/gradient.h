@@ -31,7 +31,8 @@ RESCALED_INLINE int64_t wanted_chunks(const AttentionParameters& p) {
     const int64_t by_heads = tasks / (p.kv_batches > 0 ? p.kv_batches : 1), by_keys = p.keys / keys;
     return by_heads < by_keys ? by_heads : by_keys;
   };
-  const int64_t many = chunks(16, kKeysPerChunk), few = chunks(4, kKeysPerChunk / 4), most = many > few ? many : few;
+  const int64_t many = chunks(16, kKeysPerChunk), few = chunks(4, kKeysPerChunk / (p.head_size < 128 ? 4 : 8)),
+                most = many > few ? many : few;
   return most < 1 ? 1 : most;
 }
 // Keys of a block: up to kKeyPanels panels, fewer where a chunk has fewer.

@@ -6,7 +6,7 @@
 namespace rescaled::RESCALED_ISA {
 namespace {
 
-constexpr int64_t kRowBlock = 256;  // rows of a task of the first and the last step
+constexpr int64_t kRowBlock = 64;  // rows of a task of the first and the last step
 RESCALED_INLINE int64_t row_blocks(const AttentionParameters& p) { return (p.queries + kRowBlock - 1) / kRowBlock; }
 
 template <class T>
