@@ -2,6 +2,7 @@
 // Forward: W = a V, balance, log_normalizer. Lanes are queries: S^T = K Q^T with rows of K broadcast in their natural
 // layout and Q packed, weights per lane with an online reference, W^T += V^T a^T. No horizontal maximum or sum, no pack
 // of K or V.
+#include "forward_few.h"
 #include "online.h"
 
 namespace rescaled::RESCALED_ISA {
@@ -104,6 +105,7 @@ static void forward_run(const AttentionParameters& p, int64_t begin, int64_t end
 
 template <class T>
 static AttentionProgram forward_program(const AttentionParameters& p) {
+  if (few_queries(p)) return few_program<T>(p);
   return {{{panel_tasks<T>(p), bytes_of<ForwardScratch<T>>(p), forward_run<T>}}, 1, 0};
 }
 
