@@ -135,6 +135,34 @@ def test_forward_and_tangents_in_one_pass(kind, dtype, moving):
         torch.testing.assert_close(got, expected, rtol=8 * eps, atol=32 * eps * (1 + expected.abs().max().item()))
 
 
+@pytest.mark.parametrize("features", ["none", "bias and mask", "causal", "dropout"])
+@pytest.mark.parametrize("queries", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=dtype_name)
+def test_few_queries_are_the_first_of_many(dtype, kind, queries, features):
+    """A few queries take kernels of their own, with keys cut into chunks: 1, or 3 of the 1585 keys."""
+    n, d, dv = 30, 19, 9
+    for m in (5, 1585):
+        q, k, v, bias = (torch.randn(s, dtype=torch.float64).to(dtype) for s in ((2, 1, n, d), (2, 1, m, d), (2, 1, m, dv), (n, m)))
+        mask = torch.rand(n, m) > 0.2
+        mask[1] = False  # a row without keys
+        mask[0, m // 2 :] = False  # the last chunk sees none
+        has_masks, dropout_p = features == "bias and mask", 0.25 if features == "dropout" else 0.0
+        seed = torch.randint(2**62, (2, 1)) if dropout_p else None
+
+        few, many = (
+            OPS._attention_forward(
+                q[:, :, :rows], k, v, *((bias[None, None, :rows], mask[None, None, :rows]) if has_masks else (None, None)),
+                seed, dropout_p, features == "causal", None, kind,
+            )
+            for rows in (queries, n)
+        )  # fmt: skip
+        for got, expected in zip(few, (t[:, :, :queries] for t in many), strict=True):
+            eps = torch.finfo(expected.dtype).eps
+            assert got.dtype == expected.dtype
+            torch.testing.assert_close(got, expected, rtol=8 * eps, atol=32 * eps)
+
+
 @pytest.mark.parametrize("shared", [False, True], ids=["own keys", "grouped"])
 @pytest.mark.parametrize("kind", ["exp", "sinh"])
 def test_outputs_and_gradients_are_laid_out_as_their_inputs(kind, shared):
