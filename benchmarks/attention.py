@@ -4,6 +4,8 @@
 python benchmarks/attention.py            # the figures of the README: about 15 minutes on an idle machine
 python benchmarks/attention.py --quick    # a look, within 30 seconds; writes only where --output says
 python benchmarks/report.py               # the table in the README from the results
+python benchmarks/attention.py --lengths 64 128 256 --head-sizes 32 64 128 256 --heads 1 16 --output FILE   # short sequences
+python benchmarks/attention.py --pieces forward --queries 1 4 --lengths 512 8192 --heads 1 16 --output FILE  # few queries
 """
 
 import argparse
@@ -38,6 +40,7 @@ def arguments(command_line: list[str] | None) -> argparse.Namespace:
     several("--head-sizes", [64, 128])
     several("--lengths", [1024, 2048])
     several("--heads", [1], help="batch times heads")
+    parser.add_argument("--queries", nargs="*", type=int, default=[None], help="default: as many as keys")
     several("--threads", [1, 2])
     several("--memory-lengths", [1024, 2048, 8192], help="none: no memory table")
     parser.add_argument("--repeats", type=int, default=5, help="samples of each contestant, at least")
@@ -60,8 +63,8 @@ def grid(options: argparse.Namespace) -> Iterator[Case]:
         everything = kind == "exp"
         for heads in options.heads if everything else options.heads[:1]:
             for length in options.lengths if everything else [max(options.lengths)]:
-                for head_size in options.head_sizes:
-                    yield Case(piece, kind, dtype, mask == "causal", heads, length, head_size)
+                for head_size, queries in itertools.product(options.head_sizes, options.queries):
+                    yield Case(piece, kind, dtype, mask == "causal", heads, length, head_size, queries)
 
 
 def memory_grid(options: argparse.Namespace) -> Iterator[Case]:
@@ -89,7 +92,8 @@ def time_case(case: Case, threads: int, options: argparse.Namespace, peak: float
 def line(entry: dict[str, Any], width: int) -> str:
     """One line of the console output."""
     mask = "causal" if entry["is_causal"] else "full"
-    sizes = f"B*H {entry['heads']} N {entry['length']} D {entry['head_size']} threads {entry['threads']}"
+    queries = f" queries {entry['queries']}" if entry["queries"] else ""
+    sizes = f"B*H {entry['heads']}{queries} N {entry['length']} D {entry['head_size']} threads {entry['threads']}"
     ours = entry["contestants"][OURS]
     peak = f" ({ours['of_peak']:.0%} of peak)" if "of_peak" in ours else ""
     ratios = ", ".join(f"{ratio:.2f}x {name}" for name, ratio in entry["ratios"].items())

@@ -34,11 +34,17 @@ class Case:
     heads: int = 1
     length: int = 1024
     head_size: int = 64
+    queries: int | None = None  # None: as many as keys
+
+    @property
+    def rows(self) -> int:
+        """Queries of each matrix."""
+        return self.length if self.queries is None else self.queries
 
     @property
     def flop(self) -> float:
         """The standard count; a causal mask leaves half."""
-        return UNITS[self.piece] * 2 * self.heads * self.length**2 * self.head_size * (0.5 if self.is_causal else 1)
+        return UNITS[self.piece] * 2 * self.heads * self.rows * self.length * self.head_size * (0.5 if self.is_causal else 1)
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,9 @@ class Data:
     @staticmethod
     def of(case: Case) -> "Data":
         generator = torch.Generator().manual_seed(0)
-        shape = (1, case.heads, case.length, case.head_size)
-        parts = [torch.randn(shape, generator=generator).to(getattr(torch, case.dtype)) for _ in range(7)]
+        rows, keys = ((1, case.heads, length, case.head_size) for length in (case.rows, case.length))
+        shapes = [rows, keys, keys, rows, rows, keys, keys]
+        parts = [torch.randn(shape, generator=generator).to(getattr(torch, case.dtype)) for shape in shapes]
         return Data((parts[0], parts[1], parts[2]), parts[3], (parts[4], parts[5], parts[6]))
 
     def doubled(self, case: Case) -> "Data":
