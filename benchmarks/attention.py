@@ -5,7 +5,7 @@ python benchmarks/attention.py            # the figures of the README: about 15 
 python benchmarks/attention.py --quick    # a look, within 30 seconds; writes only where --output says
 python benchmarks/report.py               # the table in the README from the results
 python benchmarks/attention.py --lengths 64 128 256 --head-sizes 32 64 128 256 --heads 1 16 --output FILE   # short sequences
-python benchmarks/attention.py --pieces forward --queries 1 4 --lengths 512 8192 --heads 1 16 --output FILE  # few queries
+python benchmarks/attention.py --pieces forward --queries 1 4 --lengths 512 2048 8192 --heads 1 16 --output FILE  # few queries
 """
 
 import argparse

@@ -68,18 +68,9 @@ def _jvp(
 
 
 @register_flop_formula(_OPS._attention_forward_jvp)
-def _forward_jvp(
-    tq: Shape | None,
-    tk: Shape | None,
-    tv: Shape | None,
-    tb: Shape | None,
-    query: Shape,
-    key: Shape,
-    value: Shape,
-    *_: Any,
-    **__: Any,
-) -> int:
-    return _jvp(tq, tk, tv, tb, query, key, value) + _pairs(query, key, value) * value[-1]
+def _forward_jvp(*arguments: Any, **_: Any) -> int:
+    query, key, value = arguments[4:7]
+    return _jvp(*arguments) + _pairs(query, key, value) * int(value[-1])
 
 
 @register_flop_formula(_OPS._attention_double_backward)

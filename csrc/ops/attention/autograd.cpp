@@ -63,26 +63,17 @@ using Backward = Rules<Attention>::Backward;
 using Jvp = Rules<Attention>::Jvp;
 using DoubleBackward = Rules<Attention>::DoubleBackward;
 
-bool is_batched(const Tensor& t) {
-  if (!t.defined()) return false;
-  const auto keys = t.key_set();  // Batched: of torch.autograd's own batched gradients
-  return keys.has(c10::DispatchKey::FuncTorchBatched) || keys.has(c10::DispatchKey::Batched);
-}
-
-// Many directions at one point, as in jacfwd? Then its forward runs once, and the JVP for all of them.
-bool many_directions(const variable_list& in) {
-  bool points = false, directions = false;
-  for (const Tensor& t : in) {
-    const Tensor tangent = t.defined() ? t._fw_grad(/*level=*/0) : Tensor();
-    points = points || is_batched(tangent.defined() ? t._fw_primal(/*level=*/0) : t);
-    directions = directions || is_batched(tangent);
-  }
-  return directions && !points;
+bool any_batched(const variable_list& list) {
+  return std::any_of(list.begin(), list.end(), [](const Tensor& t) {
+    if (!t.defined()) return false;
+    const auto keys = t.key_set();  // Batched: of torch.autograd's own batched gradients
+    return keys.has(c10::DispatchKey::FuncTorchBatched) || keys.has(c10::DispatchKey::Batched);
+  });
 }
 
 // The forward of duals: outputs and tangents in one pass. The node keeps the duals, for forward over reverse.
-Three forward_of_duals(const variable_list& in, const AttentionSettings& settings) {
-  const auto [primals, tangents] = primals_and_tangents(in);
+Three forward_of_duals(const variable_list& in, const variable_list& primals, const variable_list& tangents,
+                       const AttentionSettings& settings) {
   const auto [out, moved] =
       attention_forward_jvp({tangents[0], tangents[1], tangents[2], tangents[3]},
                             {primals[0], primals[1], primals[2], primals[3], primals[4], primals[5]}, settings);
@@ -106,7 +97,11 @@ Three forward_autograd(c10::DispatchKeySet keys, RESCALED_POINT, RESCALED_SETTIN
       inside_public_attention() || !moves,
       "torch_rescaled::attention: expected no forward-mode tangents from outside a compiled graph, got a dual tensor; "
       "enter torch.func.jvp or the dual level inside the compiled function");
-  if (moves && !many_directions(in)) return forward_of_duals(in, RESCALED_THE_SETTINGS);
+  if (moves) {  // many directions at one point, as in jacfwd: below, its forward once and the JVP for all of them
+    const auto [primals, tangents] = primals_and_tangents(in);
+    if (any_batched(primals) || !any_batched(tangents))
+      return forward_of_duals(in, primals, tangents, RESCALED_THE_SETTINGS);
+  }
   static const auto op = handle<ForwardSignature>("torch_rescaled::_attention_forward");
   const auto out = record<Forward>(RESCALED_THE_SETTINGS, in, [&] {
     return to_list(op.redispatch(keys & c10::after_autograd_keyset, query, key, value, bias, mask, dropout_seed,

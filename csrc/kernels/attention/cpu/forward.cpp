@@ -75,44 +75,30 @@ static void forward_block(const AttentionParameters& p, const Problem& problem, 
                                  panel.output);
 }
 
-template <class T, bool kTwoSided>
-static void forward_task(const AttentionParameters& p, int64_t task, ForwardScratch<T>& s) {
-  constexpr int64_t lanes = kTileVectors * kLanes<T>;
-  if (p.bias || p.mask) std::memset(s.weights, 0, sizeof(T) * kKeyBlock * lanes);  // lanes beyond the last query
-  walk_panels<T>(
-      p, task,
-      [&](const Problem& problem, int64_t, int i, int64_t first, int64_t count) {
-        start_panel<T>(p, problem, first, count, s.panels[i]);
-      },
-      [&](const Problem& problem, int64_t first, int64_t rows) { return block_rows<T>(p, problem, first, rows, s); },
-      [&](const Problem& problem, const BlockRows<T>& in, int i, Block block, auto vectors) {
-        forward_block<T, kTwoSided, decltype(vectors)::value>(p, problem, block, in, s.panels[i], s.scores, s.weights);
-      },
-      [&](int64_t b, int i, int64_t first, int64_t count) { finish_panel<T>(p, b, first, count, s.panels[i]); });
-}
-
-template <class T>
-static void forward_run(const AttentionParameters& p, int64_t begin, int64_t end, void* memory) {
-  Arena arena(memory);
-  ForwardScratch<T> scratch(p, arena);
-  for (int64_t task = begin; task < end; ++task) {
-    if (p.kind == Kind::exp)
-      forward_task<T, false>(p, task, scratch);
-    else
-      forward_task<T, true>(p, task, scratch);
+struct Forward {
+  template <class T>
+  using Scratch = ForwardScratch<T>;
+  template <class T, bool kTwoSided>
+  static void task(const AttentionParameters& p, int64_t task, Scratch<T>& s) {
+    if (p.bias || p.mask) clear_blocks<T>({s.weights});
+    walk_panels<T>(
+        p, task, s,
+        [&](const Problem& problem, int64_t, int i, int64_t first, int64_t count) {
+          start_panel<T>(p, problem, first, count, s.panels[i]);
+        },
+        [&](const Problem& problem, const BlockRows<T>& in, int i, Block block, auto vectors) {
+          forward_block<T, kTwoSided, decltype(vectors)::value>(p, problem, block, in, s.panels[i], s.scores,
+                                                                s.weights);
+        },
+        [&](int64_t b, int i, int64_t first, int64_t count) { finish_panel<T>(p, b, first, count, s.panels[i]); });
   }
-}
-
-template <class T>
-static AttentionProgram forward_program(const AttentionParameters& p) {
-  if (few_queries(p)) return few_program<T>(p);
-  return {{{panel_tasks<T>(p), bytes_of<ForwardScratch<T>>(p), forward_run<T>}}, 1, 0};
-}
+};
 
 }  // namespace
 
 AttentionProgram attention_forward(const AttentionParameters& p) {
-  return p.query.dtype == DType::float64 ? forward_program<double>(p) : forward_program<float>(p);
+  if (few_queries(p)) return p.query.dtype == DType::float64 ? few_program<double>(p) : few_program<float>(p);
+  return panel_program<Forward>(p);
 }
 
 }  // namespace rescaled::RESCALED_ISA

@@ -137,49 +137,31 @@ static void finish_tangents(const AttentionParameters& p, int64_t b, int64_t fir
   }
 }
 
-template <class T, bool kTwoSided>
-static void forward_jvp_task(const AttentionParameters& p, int64_t task, ForwardJvpScratch<T>& s) {
-  constexpr int64_t lanes = kTileVectors * kLanes<T>;
-  for (T* block : {s.weights, s.bias_tangents})
-    if (p.bias || p.mask || p.tangent_bias)
-      std::memset(block, 0, sizeof(T) * kKeyBlock * lanes);  // lanes beyond the last query
-  walk_panels<T>(
-      p, task,
-      [&](const Problem& problem, int64_t, int i, int64_t first, int64_t count) {
-        start_panel<T>(p, problem, first, count, s.panels[i]);
-        start_tangents<T>(p, problem, first, count, s.tangents[i]);
-      },
-      [&](const Problem& problem, int64_t first, int64_t rows) { return block_rows<T>(p, problem, first, rows, s); },
-      [&](const Problem& problem, const BlockRows<T>& in, int i, Block block, auto vectors) {
-        forward_jvp_block<T, kTwoSided, decltype(vectors)::value>(p, problem, block, in, s.panels[i], s.tangents[i], s);
-      },
-      [&](int64_t b, int i, int64_t first, int64_t count) {
-        finish_tangents<T>(p, b, first, count, s.panels[i], s.tangents[i]);
-        finish_panel<T>(p, b, first, count, s.panels[i]);
-      });
-}
-
-template <class T>
-static void forward_jvp_run(const AttentionParameters& p, int64_t begin, int64_t end, void* memory) {
-  Arena arena(memory);
-  ForwardJvpScratch<T> scratch(p, arena);
-  for (int64_t task = begin; task < end; ++task) {
-    if (p.kind == Kind::exp)
-      forward_jvp_task<T, false>(p, task, scratch);
-    else
-      forward_jvp_task<T, true>(p, task, scratch);
+struct ForwardJvp {
+  template <class T>
+  using Scratch = ForwardJvpScratch<T>;
+  template <class T, bool kTwoSided>
+  static void task(const AttentionParameters& p, int64_t task, Scratch<T>& s) {
+    if (p.bias || p.mask || p.tangent_bias) clear_blocks<T>({s.weights, s.bias_tangents});
+    walk_panels<T>(
+        p, task, s,
+        [&](const Problem& problem, int64_t, int i, int64_t first, int64_t count) {
+          start_panel<T>(p, problem, first, count, s.panels[i]);
+          start_tangents<T>(p, problem, first, count, s.tangents[i]);
+        },
+        [&](const Problem& problem, const BlockRows<T>& in, int i, Block block, auto vectors) {
+          forward_jvp_block<T, kTwoSided, decltype(vectors)::value>(p, problem, block, in, s.panels[i], s.tangents[i],
+                                                                    s);
+        },
+        [&](int64_t b, int i, int64_t first, int64_t count) {
+          finish_tangents<T>(p, b, first, count, s.panels[i], s.tangents[i]);
+          finish_panel<T>(p, b, first, count, s.panels[i]);
+        });
   }
-}
-
-template <class T>
-static AttentionProgram forward_jvp_program(const AttentionParameters& p) {
-  return {{{panel_tasks<T>(p), bytes_of<ForwardJvpScratch<T>>(p), forward_jvp_run<T>}}, 1, 0};
-}
+};
 
 }  // namespace
 
-AttentionProgram attention_forward_jvp(const AttentionParameters& p) {
-  return p.query.dtype == DType::float64 ? forward_jvp_program<double>(p) : forward_jvp_program<float>(p);
-}
+AttentionProgram attention_forward_jvp(const AttentionParameters& p) { return panel_program<ForwardJvp>(p); }
 
 }  // namespace rescaled::RESCALED_ISA

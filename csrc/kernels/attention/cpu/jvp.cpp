@@ -135,47 +135,28 @@ static void jvp_finish(const AttentionParameters& p, int64_t b, int64_t first, i
   }
 }
 
-template <class T, bool kTwoSided>
-static void jvp_task(const AttentionParameters& p, int64_t task, JvpScratch<T>& s) {
-  constexpr int64_t lanes = kTileVectors * kLanes<T>;
-  for (T* block : {s.weights, s.bias_tangents})
-    if (p.bias || p.mask || p.tangent_bias)
-      std::memset(block, 0, sizeof(T) * kKeyBlock * lanes);  // lanes beyond the last query
-  walk_panels<T>(
-      p, task,
-      [&](const Problem& problem, int64_t b, int i, int64_t first, int64_t count) {
-        jvp_start<T>(p, problem, b, first, count, panel_lanes<T>(count), s.panels[i]);
-      },
-      [&](const Problem& problem, int64_t first, int64_t rows) { return block_rows<T>(p, problem, first, rows, s); },
-      [&](const Problem& problem, const BlockRows<T>& in, int i, Block block, auto vectors) {
-        jvp_block<T, kTwoSided, decltype(vectors)::value>(p, problem, block, in, s.panels[i], s);
-      },
-      [&](int64_t b, int i, int64_t first, int64_t count) {
-        jvp_finish<T>(p, b, first, count, panel_lanes<T>(count), s.panels[i]);
-      });
-}
-
-template <class T>
-static void jvp_run(const AttentionParameters& p, int64_t begin, int64_t end, void* memory) {
-  Arena arena(memory);
-  JvpScratch<T> scratch(p, arena);
-  for (int64_t task = begin; task < end; ++task) {
-    if (p.kind == Kind::exp)
-      jvp_task<T, false>(p, task, scratch);
-    else
-      jvp_task<T, true>(p, task, scratch);
+struct Jvp {
+  template <class T>
+  using Scratch = JvpScratch<T>;
+  template <class T, bool kTwoSided>
+  static void task(const AttentionParameters& p, int64_t task, Scratch<T>& s) {
+    if (p.bias || p.mask || p.tangent_bias) clear_blocks<T>({s.weights, s.bias_tangents});
+    walk_panels<T>(
+        p, task, s,
+        [&](const Problem& problem, int64_t b, int i, int64_t first, int64_t count) {
+          jvp_start<T>(p, problem, b, first, count, panel_lanes<T>(count), s.panels[i]);
+        },
+        [&](const Problem& problem, const BlockRows<T>& in, int i, Block block, auto vectors) {
+          jvp_block<T, kTwoSided, decltype(vectors)::value>(p, problem, block, in, s.panels[i], s);
+        },
+        [&](int64_t b, int i, int64_t first, int64_t count) {
+          jvp_finish<T>(p, b, first, count, panel_lanes<T>(count), s.panels[i]);
+        });
   }
-}
-
-template <class T>
-static AttentionProgram jvp_program(const AttentionParameters& p) {
-  return {{{panel_tasks<T>(p), bytes_of<JvpScratch<T>>(p), jvp_run<T>}}, 1, 0};
-}
+};
 
 }  // namespace
 
-AttentionProgram attention_jvp(const AttentionParameters& p) {
-  return p.query.dtype == DType::float64 ? jvp_program<double>(p) : jvp_program<float>(p);
-}
+AttentionProgram attention_jvp(const AttentionParameters& p) { return panel_program<Jvp>(p); }
 
 }  // namespace rescaled::RESCALED_ISA

@@ -109,12 +109,11 @@ static BlockRows<T> block_rows(const AttentionParameters& p, const Problem& prob
           values(problem.tangent_value, s.tangent_values)};
 }
 
-// A task: start(problem, batch, panel, first, count) for its panels, read(problem, key, rows) for the blocks of keys,
-// visit(problem, what read gave, panel, block, Constant of vectors) for the panels that attend keys of the block,
-// finish(batch, panel, first, count).
-template <class T, class Start, class Read, class Visit, class Finish>
-RESCALED_INLINE void walk_panels(const AttentionParameters& p, int64_t task, Start start, Read read, Visit visit,
-                                 Finish finish) {
+// A task: start(problem, batch, panel, first, count) for its panels, visit(problem, rows, panel, block, Constant of
+// vectors) for the blocks of keys and the panels that attend some of them, finish(batch, panel, first, count).
+template <class T, class Start, class Visit, class Finish>
+RESCALED_INLINE void walk_panels(const AttentionParameters& p, int64_t task, const PanelScratch<T>& scratch,
+                                 Start start, Visit visit, Finish finish) {
   const PanelTask t = panel_task<T>(p, task);
   const Problem problem(p, t.batch);
   const auto first_of = [&](int panel) { return t.first + panel * t.lanes; };
@@ -122,15 +121,43 @@ RESCALED_INLINE void walk_panels(const AttentionParameters& p, int64_t task, Sta
   const int64_t last = first_of(t.panels), keys = p.causal && last < p.keys ? last : p.keys;
   for (int64_t j = 0; j < keys; j += kKeyBlock) {
     const int64_t rows = keys - j < kKeyBlock ? keys - j : kKeyBlock;
-    const auto block = read(problem, j, rows);
+    const BlockRows<T> in = block_rows<T>(p, problem, j, rows, scratch);
     for (int i = 0; i < t.panels; ++i) {
       const int64_t first = first_of(i), count = panel_count<T>(p, first);
       const int64_t seen = p.causal && first + count - j < rows ? first + count - j : rows;
       if (seen <= 0) continue;
-      with_vectors<T>(count, [&](auto vectors) { visit(problem, block, i, Block{first, j, seen, count}, vectors); });
+      with_vectors<T>(count, [&](auto vectors) { visit(problem, in, i, Block{first, j, seen, count}, vectors); });
     }
   }
   for (int i = 0; i < t.panels; ++i) finish(t.batch, i, first_of(i), panel_count<T>(p, first_of(i)));
+}
+
+// A pass over the panels, in the type of the arithmetic. A Pass has Scratch<T>, a PanelScratch<T>, and, static,
+// task<T, kTwoSided>(p, task, scratch).
+template <class Pass, class T>
+static void panel_run(const AttentionParameters& p, int64_t begin, int64_t end, void* memory) {
+  Arena arena(memory);
+  typename Pass::template Scratch<T> scratch(p, arena);
+  for (int64_t task = begin; task < end; ++task) {
+    if (p.kind == Kind::exp)
+      Pass::template task<T, false>(p, task, scratch);
+    else
+      Pass::template task<T, true>(p, task, scratch);
+  }
+}
+template <class Pass, class T>
+static AttentionProgram panel_program_of(const AttentionParameters& p) {
+  return {{{panel_tasks<T>(p), bytes_of<typename Pass::template Scratch<T>>(p), panel_run<Pass, T>}}, 1, 0};
+}
+template <class Pass>
+static AttentionProgram panel_program(const AttentionParameters& p) {
+  return p.query.dtype == DType::float64 ? panel_program_of<Pass, double>(p) : panel_program_of<Pass, float>(p);
+}
+
+// Blocks that are filled for real queries alone, and read in whole vectors.
+template <class T>
+RESCALED_INLINE void clear_blocks(std::initializer_list<T*> blocks) {
+  for (T* block : blocks) std::memset(block, 0, sizeof(T) * kKeyBlock * kTileVectors * kLanes<T>);
 }
 
 // x *= dropout's factors
