@@ -4,8 +4,9 @@
 python benchmarks/attention.py            # the figures of the README: about 15 minutes on an idle machine
 python benchmarks/attention.py --quick    # a look, within 30 seconds; writes only where --output says
 python benchmarks/report.py               # the table in the README from the results
-python benchmarks/attention.py --lengths 64 128 256 --head-sizes 32 64 128 256 --heads 1 16 --output FILE   # short sequences
+python benchmarks/attention.py --shapes   # the figures of docs/attention.md at many shapes, with a picture: about an hour
 python benchmarks/attention.py --pieces forward --queries 1 4 --lengths 512 2048 8192 --heads 1 16 --output FILE  # few queries
+python benchmarks/attention.py --compiled --pieces forward backward --lengths 2048 --output FILE  # torch.compile, FlexAttention
 """
 
 import argparse
@@ -18,9 +19,12 @@ from typing import Any
 import torch
 from contestants import OURS, UNITS, Case, contestants, require_agreement
 from memory import measure_all
-from timing import HERE, fma_peak, header, interleave, summary, write_json
+from roofline import draw_roofline
+from timing import HERE, fma_peak, header, interleave, read_bandwidth, summary, write_json
 
 RESULTS = HERE / "results" / "attention_cpu.json"
+SHAPES = HERE / "results" / "attention_cpu_shapes.json"
+PICTURE = HERE.parent / "docs" / "images" / "attention_roofline.png"
 SCHEMA = 1
 KINDS = ["exp", "cosh", "sinh", "signed"]
 DEFAULT_KINDS = ["exp", "cosh", "signed"]  # sinh is signed attention and a division
@@ -45,12 +49,19 @@ def arguments(command_line: list[str] | None) -> argparse.Namespace:
     several("--memory-lengths", [1024, 2048, 8192], help="none: no memory table")
     parser.add_argument("--repeats", type=int, default=5, help="samples of each contestant, at least")
     parser.add_argument("--seconds", type=float, default=0.3, help="measured time of each contestant, at least")
+    parser.add_argument("--most-gflop", type=float, default=float("inf"), help="leave out calls of more than this")
+    parser.add_argument("--compiled", action="store_true", help="also what torch.compile makes of the formula, and FlexAttention")
+    parser.add_argument("--shapes", action="store_true", help="exp at many shapes, with a picture of all rates under their limits")
     parser.add_argument("--quick", action="store_true", help="exp, full, head size 64, length 512, and little memory")
     parser.add_argument("--output", type=Path, help=f"JSON file (default {RESULTS}, with --quick none)")
     options = parser.parse_args(command_line)
     if options.quick:
         parser.set_defaults(kinds=["exp"], masks=["full"], head_sizes=[64], lengths=[512], heads=[1], seconds=0.02)
         parser.set_defaults(memory_lengths=[512, 1024])
+        options = parser.parse_args(command_line)
+    elif options.shapes:
+        parser.set_defaults(kinds=["exp"], head_sizes=[32, 64, 128, 256], lengths=[64, 128, 256, 512, 2048, 8192], heads=[1, 4, 16])
+        parser.set_defaults(seconds=0.1, memory_lengths=[], most_gflop=40.0, output=SHAPES)
         options = parser.parse_args(command_line)
     elif options.output is None:
         options.output = RESULTS
@@ -64,7 +75,9 @@ def grid(options: argparse.Namespace) -> Iterator[Case]:
         for heads in options.heads if everything else options.heads[:1]:
             for length in options.lengths if everything else [max(options.lengths)]:
                 for head_size, queries in itertools.product(options.head_sizes, options.queries):
-                    yield Case(piece, kind, dtype, mask == "causal", heads, length, head_size, queries)
+                    case = Case(piece, kind, dtype, mask == "causal", heads, length, head_size, queries)
+                    if case.flop <= 1e9 * options.most_gflop:
+                        yield case
 
 
 def memory_grid(options: argparse.Namespace) -> Iterator[Case]:
@@ -76,7 +89,7 @@ def memory_grid(options: argparse.Namespace) -> Iterator[Case]:
 def time_case(case: Case, threads: int, options: argparse.Namespace, peak: float | None) -> dict[str, Any]:
     """Medians of all contestants, their rate on the standard count of flop, and how often faster ours is than each."""
     torch.set_num_threads(threads)
-    listed = contestants(case)
+    listed = contestants(case, options.compiled)
     require_agreement(case, listed)
     samples = interleave(listed, options.repeats, options.seconds)
     figures = {name: summary(seconds) for name, seconds in samples.items()}
@@ -113,7 +126,10 @@ def hold_against_peak(peak: dict[str, float], again: dict[str, float], timings: 
 
 def main(command_line: list[str] | None = None) -> None:
     options = arguments(command_line)
-    result: dict[str, Any] = {"schema": SCHEMA, "benchmark": "attention", **header(options.threads)}
+    name = "attention_shapes" if options.shapes else "attention"
+    result: dict[str, Any] = {"schema": SCHEMA, "benchmark": name, **header(options.threads)}
+    if options.shapes:
+        result["read_gb_s"] = read_bandwidth(options.threads)
     print(f"{result['machine']}, {result['isa']}, torch {result['torch']}, peak {result['peak_gflops']} GF/s")
     timings = []
     for case, threads in itertools.product(grid(options), options.threads):
@@ -124,8 +140,11 @@ def main(command_line: list[str] | None = None) -> None:
     for entry in memory:
         mebibytes = entry["peak_bytes"] / 2**20
         print(f"memory {entry['piece']} N {entry['length']}: {entry['contestant']} {mebibytes:.1f} MiB")
+    result |= {"timings": timings, "memory": memory}
     if options.output is not None:
-        write_json(options.output, {**result, "timings": timings, "memory": memory})
+        write_json(options.output, result)
+    if options.shapes and options.output == SHAPES:
+        draw_roofline(result, PICTURE)
 
 
 if __name__ == "__main__":

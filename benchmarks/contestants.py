@@ -9,6 +9,7 @@ import torch.autograd.forward_ad as forward_ad
 from timing import Contestant, Run
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 import torch_rescaled  # noqa: F401  registers the operators
@@ -18,6 +19,7 @@ import torch_rescaled  # noqa: F401  registers the operators
 UNITS = {"forward": 2, "backward": 5, "jvp": 6, "double_backward": 16}
 OURS, OURS_EXP, OURS_PRIMITIVE = "torch_rescaled", "torch_rescaled exp", "torch_rescaled primitive"
 FLASH, FLASH_PRIMITIVE, MATH = "sdpa flash", "sdpa flash primitive", "sdpa math"
+COMPILED, FLEX = "compiled formula", "compiled FlexAttention"
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 ops = torch.ops.torch_rescaled
@@ -150,7 +152,41 @@ def _flash_primitive(case: Case, data: Data) -> Run:
     return lambda: backward(data.cotangent, *data.point, output, log_normalizer, 0.0, case.is_causal)
 
 
-def contestants(case: Case) -> list[Contestant]:
+def formula(case: Case) -> Attention:
+    """The textbook's lines for a kind, as a user hands them to torch.compile."""
+    allowed = torch.ones(case.rows, case.length, dtype=torch.bool).tril() if case.is_causal else None
+
+    def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        scores = query @ key.transpose(-2, -1) * case.head_size**-0.5
+        least = float("-inf")
+        if case.kind == "exp":
+            return torch.softmax(scores if allowed is None else scores.masked_fill(~allowed, least), -1) @ value
+        sizes = scores.abs()
+        largest = (sizes if allowed is None else sizes.masked_fill(~allowed, least)).amax(-1, keepdim=True)
+        positive, negative = (scores - largest).exp(), (-scores - largest).exp()
+        if allowed is not None:
+            positive, negative = positive.masked_fill(~allowed, 0), negative.masked_fill(~allowed, 0)
+        sum_of_weights = (positive + negative).sum(-1, keepdim=True)
+        return (positive + negative if case.kind == "cosh" else positive - negative) @ value / sum_of_weights
+
+    return attention
+
+
+def compiled(case: Case, data: Data) -> list[Contestant]:
+    """What torch.compile makes of the formula, and FlexAttention, which has no gradient on CPU and no other kind."""
+    torch.compiler.reset()
+    lines = torch.compile(formula(case), dynamic=False)
+    result = [Contestant(COMPILED, lambda: PIECES[case.piece](lines, data))]
+    if case.piece == "forward" and case.kind == "exp":
+        flex = torch.compile(flex_attention, dynamic=False)
+        blocks = None
+        if case.is_causal:
+            blocks = create_block_mask(lambda b, h, row, column: row >= column, None, None, case.rows, case.length, device="cpu")
+        result.append(Contestant(FLEX, lambda: _forward(lambda *point: flex(*point, block_mask=blocks), data)))
+    return result
+
+
+def contestants(case: Case, with_compiled: bool = False) -> list[Contestant]:
     """Ours and the best that PyTorch has for the piece: flash for the first two, the math path for the others."""
     data, piece = Data.of(case), PIECES[case.piece]
     first_order = case.piece in ("forward", "backward")
@@ -174,6 +210,8 @@ def contestants(case: Case) -> list[Contestant]:
     result.append(Contestant(peer, lambda: piece(theirs(their_data), their_data), lambda: sdpa_kernel(backend)))
     if case.kind == "exp" and case.piece == "backward":
         result.append(Contestant(FLASH_PRIMITIVE, lambda: _flash_primitive(case, data)))
+    if with_compiled and first_order:  # it has neither forward mode nor second derivatives
+        result += compiled(case, data)
     return result
 
 

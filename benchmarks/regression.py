@@ -6,11 +6,7 @@ python benchmarks/regression.py --quick
 """
 
 import argparse
-import ctypes
 import itertools
-import os
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +14,7 @@ from typing import Any
 
 import regression_solvers
 import torch
-from timing import HERE, Contestant, header, interleave, summary, write_json
+from timing import HERE, Contestant, header, interleave, reader, summary, write_json
 from torch import Tensor
 
 from torch_rescaled import regression_hvp
@@ -26,17 +22,6 @@ from torch_rescaled import regression_hvp
 OPS = torch.ops.torch_rescaled
 RESULTS = HERE / "results" / "regression_cpu.json"
 BYTES = 160_000_000  # at least four times a last-level cache of 32 MiB
-
-
-def reader(folder: str) -> Callable[[Tensor, int], float]:
-    """read.cpp, compiled: reads a tensor's memory with some threads."""
-    compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
-    library = Path(folder, "read.so")
-    options = ["-std=c++20", "-O3", "-march=native", "-shared", "-fPIC", "-pthread"]
-    subprocess.run([compiler, *options, HERE / "read.cpp", "-o", library], check=True)
-    function = ctypes.CDLL(str(library)).read_bytes
-    function.restype, function.argtypes = ctypes.c_double, [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    return lambda t, threads: function(t.data_ptr(), t.numel() * t.element_size(), threads)
 
 
 def eager(A: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

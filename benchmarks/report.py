@@ -7,6 +7,7 @@ python benchmarks/report.py --check    # fails when they do not show these resul
 
 import argparse
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,38 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n\n".join(text)
 
 
+def shapes_markdown(result: dict[str, Any]) -> str:
+    """Lowest and median ratio over lengths and B·H, and the best share of the peak; a row for each piece, mask and lengths."""
+    timings = result["timings"]
+    threads = sorted({entry["threads"] for entry in timings})
+    head_sizes = sorted({entry["head_size"] for entry in timings})
+    lengths = sorted({entry["length"] for entry in timings})
+    groups = [[n for n in lengths if n < 512], [n for n in lengths if n >= 512]]
+    rows = [["", "against", "N", *(f"D {head_size}" for head_size in head_sizes)]]
+    for piece, is_causal in dict.fromkeys((entry["piece"], entry["is_causal"]) for entry in timings):
+        of_piece = [e for e in timings if (e["piece"], e["is_causal"]) == (piece, is_causal)]
+        for group in filter(None, groups):
+            cells = []
+            for head_size in head_sizes:
+                parts = []
+                for count in threads:
+                    found = [e for e in of_piece if (e["head_size"], e["threads"]) == (head_size, count) and e["length"] in group]
+                    ratios = [e["ratios"][peer_of(e)] for e in found]
+                    of_peak = max(e["contestants"][OURS].get("of_peak", 0.0) for e in found)
+                    parts.append(f"{min(ratios):.2f}, {statistics.median(ratios):.2f} ({of_peak:.0%})")
+                cells.append(" / ".join(parts))
+            name = NAMES[piece] + (", causal" if is_causal else "")
+            rows.append([name, peer_of(of_piece[0]), f"{group[0]} to {group[-1]}", *cells])
+    heads = ", ".join(str(h) for h in sorted({entry["heads"] for entry in timings}))
+    peak = ", ".join(f"{result['peak_gflops'][str(n)]:.0f}" for n in threads if str(n) in result["peak_gflops"])
+    text = (
+        f"{where(result)} float32, exp, N {', '.join(map(str, lengths))}, B·H {heads}, the largest calls left out. Each cell: the"
+        " lowest and the median of PyTorch's time over ours, and the best share of the measured FMA peak"
+        f" ({peak} GF/s), for {' / '.join(map(str, threads))} threads."
+    )
+    return "\n\n".join([text, markdown_table(rows)])
+
+
 def loss_markdown(result: dict[str, Any]) -> str:
     """Times over ours, by threads, and peak memory."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
@@ -187,9 +220,16 @@ def replaced(page: str, benchmark: str, content: str) -> str:
     return f"{head}{begin}\n{content}\n{end}{tail}"
 
 
-RENDERERS = {"attention": markdown, "loss": loss_markdown, "curvature": curvature_markdown, "optimizers": optimizers_markdown}
+RENDERERS = {
+    "attention": markdown,
+    "attention_shapes": shapes_markdown,
+    "loss": loss_markdown,
+    "curvature": curvature_markdown,
+    "optimizers": optimizers_markdown,
+}
 PAGES = {
     "attention_cpu.json": "README.md",
+    "attention_cpu_shapes.json": "docs/attention.md",
     "loss_cpu.json": "docs/losses.md",
     "curvature_cpu.json": "docs/optim.md",
     "optimizers_cpu.json": "docs/optim.md",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Timing that contestants share: interleaved, warmed up, medians; and what machine it was."""
 
+import ctypes
 import json
 import os
 import platform
@@ -72,6 +73,33 @@ def fma_peak(threads: list[int]) -> dict[str, float]:
         return {
             str(n): float(subprocess.run([program, str(n)], check=True, capture_output=True, text=True).stdout) for n in threads
         }
+
+
+def reader(folder: str) -> Callable[[torch.Tensor, int], float]:
+    """read.cpp, compiled: reads a tensor's memory with some threads."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
+    library = Path(folder, "read.so")
+    options = ["-std=c++20", "-O3", "-march=native", "-shared", "-fPIC", "-pthread"]
+    subprocess.run([compiler, *options, HERE / "read.cpp", "-o", library], check=True)
+    function = ctypes.CDLL(str(library)).read_bytes
+    function.restype, function.argtypes = ctypes.c_double, [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return lambda t, threads: function(t.data_ptr(), t.numel() * t.element_size(), threads)
+
+
+def read_bandwidth(threads: list[int], size: int = 160_000_000) -> dict[str, float]:
+    """Measured GB/s of reading memory, by number of threads: data of at least four times a last-level cache of 32 MiB."""
+    data = torch.ones(size, dtype=torch.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        read = reader(folder)
+        result = {}
+        for n in threads:
+            times = []
+            for _ in range(9):
+                start = time.perf_counter()
+                read(data, n)
+                times.append(time.perf_counter() - start)
+            result[str(n)] = size / statistics.median(times) / 1e9
+    return result
 
 
 def build_facts() -> dict[str, str]:
