@@ -186,6 +186,31 @@ def curvature_markdown(result: dict[str, Any]) -> str:
     return "\n\n".join(text)
 
 
+def matrix_regression_markdown(result: dict[str, Any]) -> str:
+    """Times over ours, by threads, and peak memory beside the arguments."""
+    threads = sorted({entry["threads"] for entry in result["timings"]})
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for entry in result["timings"]:
+        groups.setdefault(tuple(entry[field] for field in ("kind", "form", "length", "columns")), []).append(entry)
+    peers = list(result["timings"][0]["ratios"])
+    rows = [["kind", "form", "n", "d", "ours, ms", *(f"{peer} / ours" for peer in peers)]]
+    for key, entries in groups.items():
+        entries = sorted(entries, key=lambda e: e["threads"])
+        milliseconds = ", ".join(f"{1e3 * e['contestants'][OURS]['seconds']:.0f}" for e in entries)
+        rows.append([*map(str, key), milliseconds, *(", ".join(f"{e['ratios'][peer]:.2f}" for e in entries) for peer in peers)])
+    lengths = sorted({entry["length"] for entry in result["memory"]})
+    memory = [["peak MiB beside the arguments", *(f"n {n}" for n in lengths)]]
+    for name in dict.fromkeys(entry["contestant"] for entry in result["memory"]):
+        by_length = {e["length"]: mebibytes(e["peak_bytes"]) for e in result["memory"] if e["contestant"] == name}
+        memory.append([name, *(by_length[n] for n in lengths)])
+    text = [
+        f"{where(result)} Loss and gradient in X, float32, n1 = n2 = n, with {' and '.join(map(str, threads))} threads:",
+        markdown_table(rows),
+        markdown_table(memory),
+    ]
+    return "\n\n".join(text)
+
+
 def best_runs(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of every optimizer and number of steps, in their order, that with the lowest loss at the end."""
     best: dict[tuple[str, int], dict[str, Any]] = {}
@@ -225,6 +250,7 @@ RENDERERS = {
     "attention_shapes": shapes_markdown,
     "loss": loss_markdown,
     "curvature": curvature_markdown,
+    "matrix_regression": matrix_regression_markdown,
     "optimizers": optimizers_markdown,
 }
 PAGES = {
@@ -232,6 +258,7 @@ PAGES = {
     "attention_cpu_shapes.json": "docs/attention.md",
     "loss_cpu.json": "docs/losses.md",
     "curvature_cpu.json": "docs/optim.md",
+    "matrix_regression_cpu.json": "docs/matrix_regression.md",
     "optimizers_cpu.json": "docs/optim.md",
 }
 

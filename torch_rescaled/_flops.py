@@ -152,3 +152,43 @@ def _regression_matvec(A: Shape, v: Shape, *_: Any, **__: Any) -> int:
 def _regression_curvature(A: Shape, *_: Any, **__: Any) -> int:
     """Half of A^T D A, and four sums of rows."""
     return _elements(A) * (A[-1] + 8)
+
+
+# Matrix regressions: 2 n1 n2 d operations for scores, and for each product with a block of the map.
+def _map(query: Shape, key: Shape, target: Shape) -> int:
+    return _pairs(query, key, target) * query[-1]
+
+
+@register_flop_formula([_OPS._matrix_regression_forward, _OPS._matrix_regression_statistics, _OPS._matrix_regression_gradient])
+def _matrix_regression_two(query: Shape, key: Shape, target: Shape, *_: Any, **__: Any) -> int:
+    return 2 * _map(query, key, target)
+
+
+@register_flop_formula([_OPS._matrix_regression_moments, _OPS._matrix_regression_product])
+def _matrix_regression_three(query: Shape, key: Shape, target: Shape, *_: Any, **__: Any) -> int:
+    return 3 * _map(query, key, target)
+
+
+@register_flop_formula(_OPS._matrix_regression_backward)
+def _matrix_regression_backward(grad: Shape | None, query: Shape, key: Shape, target: Shape, *rest: Any, **_: Any) -> int:
+    need = rest[-1]
+    return int(_map(query, key, target) * (2 * need[0] + (need[1] or need[2]) + need[1]))
+
+
+@register_flop_formula(_OPS._matrix_regression_double_backward)
+def _matrix_regression_double_backward(tq: Shape | None, tk: Shape | None, tt: Shape | None, grad: Any, query: Shape, key: Shape,
+                                       target: Shape, *rest: Any, **_: Any) -> int:  # fmt: skip
+    need = rest[-1]
+    of_query = tq is not None and tk is None and tt is None
+    units = of_query * (2 * need[0] + 6 * need[1])
+    if not of_query or need[2] or need[3]:
+        units += 1 + (tq is not None) + (tk is not None)
+        units += (not of_query) * need[1] * (1 + (tk is not None)) + need[2] * (1 + (tq is not None))
+    return int(_map(query, key, target) * units)
+
+
+@register_flop_formula(_OPS._matrix_regression_jvp)
+def _matrix_regression_jvp(tq: Shape | None, tk: Shape | None, tt: Shape | None, query: Shape, key: Shape, target: Shape,
+                           *rest: Any, **_: Any) -> int:  # fmt: skip
+    of_query = tq is not None and tk is None and tt is None
+    return _map(query, key, target) * (2 if of_query else 1 + (tq is not None) + (tk is not None))

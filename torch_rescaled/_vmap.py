@@ -14,7 +14,7 @@ import torch
 from torch_rescaled import _library as _library
 
 _OPS = torch.ops.torch_rescaled
-_WITHOUT_GRADIENT = {"mask", "dropout_seed", "x0", "state", "statistics", "steps"}
+_WITHOUT_GRADIENT = {"mask", "dropout_seed", "x0", "state", "statistics", "steps", "moment_p", "moment_q"}
 
 
 def _rule(op: torch._ops.OpOverload) -> Callable[..., Any]:
@@ -61,5 +61,13 @@ for _op in (
     _OPS._regression_model.default,
     _OPS._regression_curvature.default,
     _OPS._solve_regression.default,
+    _OPS._matrix_regression_forward.default,
+    _OPS._matrix_regression_backward.default,
+    _OPS._matrix_regression_jvp.default,
+    _OPS._matrix_regression_double_backward.default,
+    _OPS._matrix_regression_statistics.default,
+    _OPS._matrix_regression_gradient.default,
+    _OPS._matrix_regression_moments.default,
+    _OPS._matrix_regression_product.default,
 ):
     torch.library.register_vmap(_op, _rule(_op))

@@ -42,6 +42,15 @@
 #define SOLVER_OPTIONS                                                                              \
   "str method=\"auto\", int max_iterations=100, float gtol=0.0, float? ftol=None, float xtol=0.0, " \
   "float damping=1e-12, int? chunk=None, Tensor? state=None"
+// Matrix regressions: query [*L, n1, d], key [*L, n2, d], target [*L, n1, n2], mask [*L, n1 | 1, n2 | 1] bool, float32
+// or float64. statistics [*L, n1, 5]: numbers of the rows that the forward saves for every later pass.
+#define MATRIX "Tensor query, Tensor key, Tensor target, Tensor? mask"
+#define MATRIX_TANGENTS "Tensor? tangent_query, Tensor? tangent_key, Tensor? tangent_target"
+#define MATRIX_GRADIENTS "Tensor grad_query, Tensor grad_key, Tensor grad_target"
+#define MATRIX_SETTINGS "bool is_causal, str kind, str form"
+#define MATRIX_OPTIONS                                                                                     \
+  "*, Tensor? attn_mask=None, bool is_causal=False, float regularization=0.0, str kind=\"exp\", str form=" \
+  "\"rescaled\""
 #define TARGET "Tensor b, Tensor? row_weight, Tensor? penalty_weight"
 
 TORCH_LIBRARY(torch_rescaled, m) {
@@ -136,6 +145,38 @@ TORCH_LIBRARY(torch_rescaled, m) {
       "_regression_curvature(Tensor A, Tensor rows, Tensor statistics, str curvature)"
       " -> (Tensor gradient, Tensor hessian, Tensor noise)",
       tags);
+
+  // A1 [*, n1, d1], X [*, d1, d2], A2 [*, n2, d2], B [*, n1, n2], attn_mask bool -> [*]
+  m.def("matrix_regression_loss(Tensor A1, Tensor X, Tensor A2, Tensor B, " MATRIX_OPTIONS ") -> Tensor", tags);
+  // [*], [*, d1, d2], [*]
+  m.def("matrix_regression_evaluate(Tensor A1, Tensor X, Tensor A2, Tensor B, " MATRIX_OPTIONS
+        ") -> (Tensor log_loss, Tensor gradient, Tensor log_scale)",
+        tags);
+  m.def("matrix_regression_hvp(Tensor A1, Tensor X, Tensor A2, Tensor B, Tensor V, " MATRIX_OPTIONS
+        ", str curvature=\"full\") -> Tensor",
+        tags);
+
+  // loss [*L, n1]: of each row
+  m.def("_matrix_regression_forward(" MATRIX ", " MATRIX_SETTINGS ") -> (Tensor loss, Tensor statistics)", tags);
+  m.def("_matrix_regression_backward(Tensor? grad_loss, " MATRIX ", Tensor statistics, " MATRIX_SETTINGS
+        ", bool[3] need) -> (" MATRIX_GRADIENTS ")",
+        tags);
+  m.def("_matrix_regression_jvp(" MATRIX_TANGENTS ", " MATRIX ", Tensor statistics, " MATRIX_SETTINGS ") -> Tensor",
+        tags);
+  m.def("_matrix_regression_double_backward(" MATRIX_TANGENTS ", Tensor? grad_loss, " MATRIX
+        ", Tensor statistics, " MATRIX_SETTINGS ", bool[4] need) -> (Tensor tangent_loss, " MATRIX_GRADIENTS ")",
+        tags);
+  // Without derivatives, scaled as the statistics are: rows [*L, n1, d] of the gradient, of two moments, and of the
+  // Hessian (full) or Gauss-Newton product along a direction [*L, n1, d] of the query.
+  m.def("_matrix_regression_statistics(" MATRIX ", " MATRIX_SETTINGS ") -> Tensor", tags);
+  m.def("_matrix_regression_gradient(" MATRIX ", Tensor statistics, " MATRIX_SETTINGS ") -> Tensor", tags);
+  m.def("_matrix_regression_moments(" MATRIX ", Tensor statistics, " MATRIX_SETTINGS
+        ", bool full) -> (Tensor moment_p, Tensor moment_q)",
+        tags);
+  m.def("_matrix_regression_product(" MATRIX
+        ", Tensor statistics, Tensor moment_p, Tensor moment_q, Tensor direction, " MATRIX_SETTINGS
+        ", bool full) -> Tensor",
+        tags);
 
   m.def("_cuda_path(int device) -> str", tags);
   m.def("build_info(bool devices=False) -> str", tags);

@@ -22,7 +22,10 @@ Tensor weigh(const Tensor& weight, const Tensor& t) { return weight.defined() ? 
 Tensor shift_of(const Rows& r, const RegressionSettings& settings) {
   if (r.logits.sym_size(-1) == 0) return row_sum(r.logits);  // zeros
   const Tensor z = r.logits.detach();
-  Tensor top = (settings.kind == "exp" ? z : z.abs()).amax(-1, /*keepdim=*/true);
+  const Tensor sizes = settings.kind == "exp" ? z : z.abs();
+  Tensor top =
+      (r.mask.defined() ? sizes.masked_fill(r.mask.logical_not(), -std::numeric_limits<double>::infinity()) : sizes)
+          .amax(-1, /*keepdim=*/true);
   if (settings.form == "plain") top = at::maximum(top, r.b.detach().abs().amax(-1, /*keepdim=*/true).log());
   return at::where(top == -std::numeric_limits<double>::infinity(), at::scalar_tensor(0, top.options()), top);
 }
@@ -31,8 +34,9 @@ Tensor shift_of(const Rows& r, const RegressionSettings& settings) {
 
 RowValues row_values(const Rows& r, const RegressionSettings& settings) {
   RowValues v;
-  const Tensor& z = r.logits;
   v.sum_shift = shift_of(r, settings);
+  // Behind the mask nothing may overflow: a derivative would be 0 times infinity.
+  const Tensor z = r.mask.defined() ? at::where(r.mask, r.logits, v.sum_shift) : r.logits;
   if (settings.kind == "exp") {
     v.u = v.du = (z - v.sum_shift).exp();
   } else {
@@ -43,9 +47,17 @@ RowValues row_values(const Rows& r, const RegressionSettings& settings) {
     v.u = settings.kind == "cosh" ? even : odd;
     v.du = settings.kind == "cosh" ? odd : even;
   }
-  v.sum = row_sum(v.u);
+  Tensor divisor;
+  if (r.mask.defined()) {
+    const Tensor hidden = r.mask.logical_not();
+    v.u = v.u.masked_fill(hidden, 0), v.du = v.du.masked_fill(hidden, 0);
+    v.sum = row_sum(v.u);
+    divisor = v.sum.masked_fill(hidden.all(-1, /*keepdim=*/true), 1);  // a row without elements
+  } else {
+    divisor = v.sum = row_sum(v.u);
+  }
   if (settings.form == "normalized") {
-    v.u = v.u / v.sum, v.du = v.du / v.sum;
+    v.u = v.u / divisor, v.du = v.du / divisor;
     v.shift = at::zeros_like(v.sum_shift), v.unit = at::ones_like(v.sum);
   } else {
     v.shift = v.sum_shift;

@@ -18,9 +18,10 @@ inline Tensor row_dot(const Tensor& a, const Tensor& b) {
 }
 
 // logits, b, row_weight, penalty_weight: [*, n] in the type of the arithmetic; the weights may be undefined.
-// Gradients and tangents of them have the same names.
+// Gradients and tangents of them have the same names. mask: bool, broadcastable to [*, n]; what it hides takes no part
+// (there b must be 0).
 struct Rows {
-  Tensor logits, b, row_weight, penalty_weight;
+  Tensor logits, b, row_weight, penalty_weight, mask = {};
 };
 
 // Scaled by e^-shift, so that nothing overflows: u, du, c, unit, e and beta by one factor of it, in the normalized form

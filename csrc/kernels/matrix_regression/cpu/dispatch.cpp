@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "../../cpu/isa.h"
+#include "../parameters.h"
+
+namespace rescaled {
+
+#define RESCALED_DECLARE(isa)                                                              \
+  namespace isa {                                                                          \
+  MatrixRegressionProgram matrix_regression_statistics(const MatrixRegressionParameters&); \
+  MatrixRegressionProgram matrix_regression_gradient(const MatrixRegressionParameters&);   \
+  MatrixRegressionProgram matrix_regression_moments(const MatrixRegressionParameters&);    \
+  MatrixRegressionProgram matrix_regression_product(const MatrixRegressionParameters&);    \
+  }
+#define RESCALED_KERNELS(isa)                                                                          \
+  {isa::matrix_regression_statistics, isa::matrix_regression_gradient, isa::matrix_regression_moments, \
+   isa::matrix_regression_product}
+
+RESCALED_DECLARE(baseline)
+#if defined(__x86_64__)
+RESCALED_DECLARE(avx2)
+RESCALED_DECLARE(avx512)
+#endif
+
+const MatrixRegressionKernels& matrix_regression_cpu_kernels() {
+  static const MatrixRegressionKernels kernels = [] {
+    switch (cpu_isa()) {
+#if defined(__x86_64__)
+      case Isa::avx512:
+        return MatrixRegressionKernels RESCALED_KERNELS(avx512);
+      case Isa::avx2:
+        return MatrixRegressionKernels RESCALED_KERNELS(avx2);
+#endif
+      default:
+        return MatrixRegressionKernels RESCALED_KERNELS(baseline);
+    }
+  }();
+  return kernels;
+}
+
+}  // namespace rescaled

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Autograd of the matrix regression's family (../family.h); the forward saves the statistics of its rows.
+#include <torch/library.h>
+
+#include "../family.h"
+#include "primitives.h"
+
+namespace rescaled::ops {
+namespace {
+
+#define POINT_ARGUMENTS query, key, target, mask
+#define TANGENT_ARGUMENTS tangent_query, tangent_key, tangent_target
+#define POINT_LIST query, key, target
+#define TANGENT_LIST defined_or(tangent_query), defined_or(tangent_key), defined_or(tangent_target)
+
+MatrixPoint of(const variable_list& x, const Tensor& mask = {}) { return {x[0], x[1], x[2], mask}; }
+
+// query, key, target | mask; saved: losses, statistics
+struct MatrixRegression {
+  using Settings = MatrixSettings;
+  static constexpr size_t kPoint = 3, kExtra = 1, kOutputs = 1, kSaved = 2;
+  static constexpr std::array<const char*, 4> names = {
+      "RescaledMatrixRegressionBackward", "RescaledMatrixRegressionDoubleBackward",
+      "RescaledMatrixRegressionJvpBackward", "RescaledMatrixRegressionThirdBackward"};
+
+  static variable_list backward(const Settings& settings, const variable_list& grads, const variable_list& point,
+                                const variable_list& extra, const variable_list& saved, const std::vector<bool>& need) {
+    static const auto op = handle<MatrixBackward>("torch_rescaled::_matrix_regression_backward");
+    return to_list(op.call(maybe(grads[0]), point[0], point[1], point[2], maybe(extra[0]), saved[1], settings.is_causal,
+                           settings.kind, settings.form, flags<3>(need)));
+  }
+  static variable_list jvp(const Settings& settings, const variable_list& t, const variable_list& point,
+                           const variable_list& extra, const variable_list& saved) {
+    static const auto op = handle<MatrixJvp>("torch_rescaled::_matrix_regression_jvp");
+    return {op.call(maybe(t[0]), maybe(t[1]), maybe(t[2]), point[0], point[1], point[2], maybe(extra[0]), saved[1],
+                    settings.is_causal, settings.kind, settings.form)};
+  }
+  static variable_list double_backward(const Settings& settings, const variable_list& t, const variable_list& grads,
+                                       const variable_list& point, const variable_list& extra,
+                                       const variable_list& saved, const std::vector<bool>& need) {
+    static const auto op = handle<MatrixSecond>("torch_rescaled::_matrix_regression_double_backward");
+    return to_list(op.call(maybe(t[0]), maybe(t[1]), maybe(t[2]), maybe(grads[0]), point[0], point[1], point[2],
+                           maybe(extra[0]), saved[1], settings.is_causal, settings.kind, settings.form,
+                           flags<4>(need)));
+  }
+  static variable_list plain_double_backward(const Settings& settings, const variable_list& t,
+                                             const variable_list& grads, const variable_list& point,
+                                             const variable_list& extra, const std::vector<bool>& need) {
+    const MatrixDoubleBackward d =
+        plain_matrix_double_backward(of(t), grads[0], of(point, extra[0]), settings, flags<4>(need));
+    return {d.tangent_loss, d.gradients.query, d.gradients.key, d.gradients.target};
+  }
+};
+using Forward = Rules<MatrixRegression>::Forward;
+using Backward = Rules<MatrixRegression>::Backward;
+using Jvp = Rules<MatrixRegression>::Jvp;
+using DoubleBackward = Rules<MatrixRegression>::DoubleBackward;
+
+Two forward_autograd(c10::DispatchKeySet keys, RESCALED_MATRIX, RESCALED_MATRIX_SETTINGS) {
+  static const auto op = handle<MatrixForward>("torch_rescaled::_matrix_regression_forward");
+  const auto out = record<Forward>(RESCALED_THE_MATRIX_SETTINGS, {POINT_LIST, defined_or(mask)}, [&] {
+    return to_list(op.redispatch(keys & c10::after_autograd_keyset, POINT_ARGUMENTS, is_causal, kind, form));
+  });
+  return {out[0], out[1]};
+}
+
+Three backward_autograd(c10::DispatchKeySet keys, const MaybeTensor& grad_loss, RESCALED_MATRIX,
+                        const Tensor& statistics, RESCALED_MATRIX_SETTINGS, std::array<bool, 3> need) {
+  static const auto op = handle<MatrixBackward>("torch_rescaled::_matrix_regression_backward");
+  const variable_list in{defined_or(grad_loss), POINT_LIST, defined_or(mask), none(statistics), statistics};
+  const auto out = record<Backward>({RESCALED_THE_MATRIX_SETTINGS, need}, in, [&] {
+    return to_list(op.redispatch(keys & c10::after_autograd_keyset, grad_loss, POINT_ARGUMENTS, statistics, is_causal,
+                                 kind, form, need));
+  });
+  return {out[0], out[1], out[2]};
+}
+
+Tensor jvp_autograd(c10::DispatchKeySet keys, RESCALED_MATRIX_TANGENTS, RESCALED_MATRIX, const Tensor& statistics,
+                    RESCALED_MATRIX_SETTINGS) {
+  const variable_list in{TANGENT_LIST, POINT_LIST, defined_or(mask), none(statistics), statistics};
+  if (any_tangent(in, Jvp::kInputs))  // forward over forward
+    return plain_matrix_jvp(RESCALED_THE_MATRIX_TANGENTS, RESCALED_THE_MATRIX, RESCALED_THE_MATRIX_SETTINGS);
+  static const auto op = handle<MatrixJvp>("torch_rescaled::_matrix_regression_jvp");
+  return record<Jvp>(RESCALED_THE_MATRIX_SETTINGS, in, [&] {
+    return variable_list{op.redispatch(keys & c10::after_autograd_keyset, TANGENT_ARGUMENTS, POINT_ARGUMENTS,
+                                       statistics, is_causal, kind, form)};
+  })[0];
+}
+
+Four double_backward_autograd(c10::DispatchKeySet keys, RESCALED_MATRIX_TANGENTS, const MaybeTensor& grad_loss,
+                              RESCALED_MATRIX, const Tensor& statistics, RESCALED_MATRIX_SETTINGS,
+                              std::array<bool, 4> need) {
+  const variable_list in{TANGENT_LIST,     defined_or(grad_loss), POINT_LIST,
+                         defined_or(mask), none(statistics),      statistics};
+  const NeedSettings<MatrixSettings, 4> settings{RESCALED_THE_MATRIX_SETTINGS, need};
+  variable_list out;
+  if (any_tangent(in, DoubleBackward::kInputs)) {
+    out = DoubleBackward::plain(settings, in);
+    for (Tensor& t : out)
+      if (!t.defined()) t = none(statistics);
+  } else {
+    static const auto op = handle<MatrixSecond>("torch_rescaled::_matrix_regression_double_backward");
+    out = record<DoubleBackward>(settings, in, [&] {
+      return to_list(op.redispatch(keys & c10::after_autograd_keyset, TANGENT_ARGUMENTS, grad_loss, POINT_ARGUMENTS,
+                                   statistics, is_causal, kind, form, need));
+    });
+  }
+  return {out[0], out[1], out[2], out[3]};
+}
+
+}  // namespace
+}  // namespace rescaled::ops
+
+TORCH_LIBRARY_IMPL(torch_rescaled, Autograd, m) {
+  using namespace rescaled::ops;
+  m.impl("_matrix_regression_forward", TORCH_FN(forward_autograd));
+  m.impl("_matrix_regression_backward", TORCH_FN(backward_autograd));
+  m.impl("_matrix_regression_jvp", TORCH_FN(jvp_autograd));
+  m.impl("_matrix_regression_double_backward", TORCH_FN(double_backward_autograd));
+  for (const char* name : {"_matrix_regression_statistics", "_matrix_regression_gradient", "_matrix_regression_moments",
+                           "_matrix_regression_product"})
+    m.impl(name, not_differentiable());
+}

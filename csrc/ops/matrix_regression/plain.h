@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Plain-tensor formulas of the matrix regression: any device, differentiable to any order, with arrays of the target's
+// size. They serve devices without kernels, derivatives in key and target, and third order.
+#pragma once
+#include "problem.h"
+
+namespace rescaled::ops {
+
+using Two = std::tuple<Tensor, Tensor>;
+
+// As the kernels of the same names give them: not differentiable.
+Tensor plain_matrix_statistics(const MatrixPoint&, const MatrixSettings&);       // [*L, n1, count]
+Tensor plain_matrix_gradient(const MatrixPoint&, const MatrixSettings&);         // [*L, n1, d]
+Two plain_matrix_moments(const MatrixPoint&, const MatrixSettings&, bool full);  // [*L, n1, d] twice
+Tensor plain_matrix_product(const MatrixPoint&, const Tensor& v, const MatrixSettings&, bool full);  // [*L, n1, d]
+
+// The losses of rows of these statistics, [*L, n1], and e^shift where those are scaled by e^-2 shift: [*L, n1, 1].
+Tensor row_losses(const Tensor& statistics, const MatrixSettings&);
+Tensor half_scale(const Tensor& statistics, const MatrixSettings&);
+
+Tensor plain_matrix_forward(const MatrixPoint&, const MatrixSettings&);
+// Gradients not needed are undefined: query, key, target.
+MatrixPoint plain_matrix_backward(const Tensor& grad_loss, const MatrixPoint&, const MatrixSettings&,
+                                  std::array<bool, 3> need);
+Tensor plain_matrix_jvp(const MatrixPoint& tangents, const MatrixPoint&, const MatrixSettings&);
+struct MatrixDoubleBackward {
+  Tensor tangent_loss;
+  MatrixPoint gradients;
+};
+MatrixDoubleBackward plain_matrix_double_backward(const MatrixPoint& tangents, const Tensor& grad_loss,
+                                                  const MatrixPoint&, const MatrixSettings&, std::array<bool, 4> need);
+
+}  // namespace rescaled::ops

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The public matrix regression operators: A1 X is the query and A2 the key of the primitives; the penalty is made of
+// products of small matrices.
+#include <ATen/TensorOperators.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/ops/exp.h>
+#include <ATen/ops/exp2.h>
+#include <ATen/ops/log.h>
+#include <ATen/ops/logaddexp.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <limits>
+
+#include "../../kernels/matrix_regression/parameters.h"
+#include "checks.h"
+#include "primitives.h"
+
+namespace rescaled::ops {
+namespace {
+
+#define ARGUMENTS const Tensor &A1, const Tensor &X, const Tensor &A2, const Tensor &B
+#define OPTIONS \
+  const MaybeTensor &attn_mask, bool is_causal, double regularization, c10::string_view kind, c10::string_view form
+#define THE_ARGUMENTS \
+  MatrixArguments { A1, X, A2, B, defined_or(attn_mask) }
+
+using LossSignature = Tensor(ARGUMENTS, OPTIONS);
+using EvaluateSignature = Three(ARGUMENTS, OPTIONS);
+using HvpSignature = Tensor(ARGUMENTS, const Tensor& V, OPTIONS, c10::string_view curvature);
+
+Tensor transposed(const Tensor& t) { return t.transpose(-2, -1); }
+
+// The primitives' point, and what the penalty is made of.
+struct Problem {
+  Tensor left, right;  // A1, A2 in the type of the arithmetic
+  MatrixPoint point;
+  explicit Problem(const MatrixArguments& x, int64_t rank = 0) {  // at least so many dimensions
+    const at::ScalarType type = accumulation_type(x.A1);
+    left = x.A1.to(type), right = x.A2.to(type);
+    const Tensor query = at::matmul(left, x.X);
+    for (const Tensor& t : {query, right, x.B, x.attn_mask})
+      if (t.defined()) rank = std::max(rank, t.dim());
+    point = {with_rank(query, rank), with_rank(right, rank), with_rank(x.B, rank), with_rank(x.attn_mask, rank)};
+  }
+  // (A1^T A1) X (A2^T A2): 1/2 |A1 X A2^T|^2 is half its product with X.
+  Tensor weighed(const Tensor& X) const {
+    return at::matmul(at::matmul(at::matmul(transposed(left), left), X), at::matmul(transposed(right), right));
+  }
+};
+Tensor penalty(const Problem& problem, const Tensor& X) { return (X * problem.weighed(X)).sum({-2, -1}) / 2; }
+
+void check(const char* op, const MatrixArguments& x, const MatrixSettings& settings, double regularization) {
+  check_matrix_regression(op, x, settings);
+  TORCH_CHECK_VALUE(regularization >= 0 && std::isfinite(regularization), "torch_rescaled::", op,
+                    ": expected a regularization of at least 0, got ", regularization);
+}
+
+Tensor matrix_regression_loss(ARGUMENTS, OPTIONS) {
+  const MatrixSettings settings = RESCALED_THE_MATRIX_SETTINGS;
+  check("matrix_regression_loss", THE_ARGUMENTS, settings, regularization);
+  const Problem problem(THE_ARGUMENTS);
+  const Tensor loss = std::get<0>(matrix_forward(problem.point, settings)).sum(-1);
+  return regularization == 0 ? loss : loss + regularization * penalty(problem, X);
+}
+
+// Rows of one scale for each problem: e^-shift where the loss is e^(2 shift) times the scaled one. [*, 1, 1]
+struct Scale {
+  Tensor log_scale;  // [*, 1, 1], 0 in the normalized form
+  Tensor half;       // [*, n1, 1]: e^(shift of the row - largest shift)
+};
+Scale scale_of(const Tensor& statistics, const MatrixSettings& settings) {
+  const Tensor reference = statistics.select(-1, MatrixRegressionStatistics::reference).unsqueeze(-1);
+  if (settings.form == "normalized" || reference.sym_size(-2) == 0)
+    return {at::zeros_like(reference.sum(-2, /*keepdim=*/true)), at::ones_like(reference)};
+  const Tensor largest = reference.amax(-2, /*keepdim=*/true);
+  return {2 * std::log(2.0) * largest, (reference - largest).exp2()};
+}
+
+Three matrix_regression_evaluate(ARGUMENTS, OPTIONS) {
+  const MatrixSettings settings = RESCALED_THE_MATRIX_SETTINGS;
+  check("matrix_regression_evaluate", THE_ARGUMENTS, settings, regularization);
+  const Problem problem(THE_ARGUMENTS);
+  const Tensor statistics = matrix_statistics(problem.point, settings);
+  const Scale scale = scale_of(statistics, settings);
+  const Tensor losses = statistics.select(-1, MatrixRegressionStatistics::loss).unsqueeze(-1);
+  Tensor log_loss = (losses * scale.half.square()).sum(-2, /*keepdim=*/true).log() + scale.log_scale;
+  const Tensor rows = matrix_gradient(problem.point, statistics, settings) * scale.half.square();
+  Tensor gradient = at::matmul(transposed(problem.left), rows);
+  if (regularization != 0) {
+    log_loss = at::logaddexp(log_loss, (regularization * penalty(problem, X)).log().unsqueeze(-1).unsqueeze(-1));
+    gradient = gradient + regularization * (-scale.log_scale).exp() * problem.weighed(X);
+  }
+  return {log_loss.squeeze(-1).squeeze(-1), gradient, scale.log_scale.squeeze(-1).squeeze(-1)};
+}
+
+Tensor matrix_regression_hvp(ARGUMENTS, const Tensor& V, OPTIONS, c10::string_view curvature) {
+  const char* op = "matrix_regression_hvp";
+  const MatrixSettings settings = RESCALED_THE_MATRIX_SETTINGS;
+  check(op, THE_ARGUMENTS, settings, regularization);
+  check_matrix_direction(op, THE_ARGUMENTS, V);
+  const bool full = check_matrix_curvature(op, curvature);
+  const Problem problem(THE_ARGUMENTS, V.dim());
+  const MatrixPoint& point = problem.point;
+  const Tensor statistics = matrix_statistics(point, settings), half = half_scale(statistics, settings);
+  const Tensor direction = with_rank(at::matmul(problem.left, V), point.query.dim());
+  const Tensor rows =
+      matrix_product(point, statistics, matrix_moments(point, statistics, settings, full), direction, settings, full);
+  const Tensor found = at::matmul(transposed(problem.left), half * rows * half);
+  return regularization == 0 ? found : found + regularization * problem.weighed(V);
+}
+
+// In float32, whatever autocast chose.
+template <c10::DispatchKey kKey>
+struct InFloat {
+  static constexpr auto device = kKey == c10::DispatchKey::AutocastCPU ? at::kCPU : at::kCUDA;
+  const c10::impl::ExcludeDispatchKeyGuard exclude{kKey};
+  Tensor operator()(const Tensor& t) const { return at::autocast::cached_cast(at::kFloat, t, device); }
+};
+template <c10::DispatchKey kKey>
+Tensor loss_autocast(ARGUMENTS, OPTIONS) {
+  const InFloat<kKey> cast;
+  return handle<LossSignature>("torch_rescaled::matrix_regression_loss")
+      .call(cast(A1), cast(X), cast(A2), cast(B), attn_mask, is_causal, regularization, kind, form);
+}
+template <c10::DispatchKey kKey>
+Three evaluate_autocast(ARGUMENTS, OPTIONS) {
+  const InFloat<kKey> cast;
+  return handle<EvaluateSignature>("torch_rescaled::matrix_regression_evaluate")
+      .call(cast(A1), cast(X), cast(A2), cast(B), attn_mask, is_causal, regularization, kind, form);
+}
+template <c10::DispatchKey kKey>
+Tensor hvp_autocast(ARGUMENTS, const Tensor& V, OPTIONS, c10::string_view curvature) {
+  const InFloat<kKey> cast;
+  return handle<HvpSignature>("torch_rescaled::matrix_regression_hvp")
+      .call(cast(A1), cast(X), cast(A2), cast(B), cast(V), attn_mask, is_causal, regularization, kind, form, curvature);
+}
+
+template <c10::DispatchKey kKey>
+void register_autocast(torch::Library& m) {
+  m.impl("matrix_regression_loss", TORCH_FN(loss_autocast<kKey>));
+  m.impl("matrix_regression_evaluate", TORCH_FN(evaluate_autocast<kKey>));
+  m.impl("matrix_regression_hvp", TORCH_FN(hvp_autocast<kKey>));
+}
+void register_public(torch::Library& m) {
+  m.impl("matrix_regression_loss", TORCH_FN(matrix_regression_loss));
+  m.impl("matrix_regression_evaluate", TORCH_FN(matrix_regression_evaluate));
+  m.impl("matrix_regression_hvp", TORCH_FN(matrix_regression_hvp));
+}
+
+}  // namespace
+}  // namespace rescaled::ops
+
+TORCH_LIBRARY_IMPL(torch_rescaled, CompositeImplicitAutograd, m) { rescaled::ops::register_public(m); }
+// Under vmap the public operators take apart too; the primitives have a batching rule (registered from Python).
+TORCH_LIBRARY_IMPL(torch_rescaled, FuncTorchBatched, m) { rescaled::ops::register_public(m); }
+TORCH_LIBRARY_IMPL(torch_rescaled, AutocastCPU, m) {
+  rescaled::ops::register_autocast<c10::DispatchKey::AutocastCPU>(m);
+}
+TORCH_LIBRARY_IMPL(torch_rescaled, AutocastCUDA, m) {
+  rescaled::ops::register_autocast<c10::DispatchKey::AutocastCUDA>(m);
+}

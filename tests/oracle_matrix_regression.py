@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The reference: a matrix regression's loss by its definition, in the dtype of its inputs. Imports nothing of the package."""
+
+import torch
+
+KINDS = ("exp", "cosh", "sinh")
+FORMS = ("rescaled", "normalized", "plain")
+
+
+def loss(A1, X, A2, B, attn_mask=None, is_causal=False, regularization=0.0, *, kind, form):
+    """1/2 |c|^2 over the elements that take part; unshifted, for logits of moderate size."""
+    z = A1 @ X @ A2.mT
+    taken = torch.ones(z.shape[-2:], dtype=torch.bool)
+    if is_causal:
+        taken = taken.tril()
+    if attn_mask is not None:
+        taken = taken & attn_mask
+    u = {"exp": torch.exp, "cosh": torch.cosh, "sinh": torch.sinh}[kind](z)
+    u = torch.where(taken, u, 0.0)
+    B = torch.where(taken, B, 0.0)
+    total = u.sum(-1, keepdim=True)
+    divisor = torch.where(taken.any(-1, keepdim=True), total, 1.0)
+    c = {"rescaled": lambda: u - total * B, "normalized": lambda: u / divisor - B, "plain": lambda: u - B}[form]()
+    return c.square().sum((-2, -1)) / 2 + regularization / 2 * z.square().sum((-2, -1))
+
+
+def problem(n1, n2, d1, d2, batch=(), *, dtype=torch.float64, shared=()):
+    """A1, X, A2, B; those named in `shared` have no batch dimensions. Away from the pole of sinh."""
+
+    def new(name, *shape):
+        return torch.randn(*(() if name in shared else batch), *shape, dtype=torch.float64)
+
+    A1 = (0.4 * new("A1", n1, d1) + 0.3) / max(d1, 1) ** 0.5
+    A2 = (0.4 * new("A2", n2, d2) + 0.3) / max(d2, 1) ** 0.5
+    X = 0.5 * new("X", d1, d2) + 0.5
+    B = new("B", n1, n2).abs() / max(n2, 1)
+    low = dtype if dtype == torch.float64 else torch.float32
+    return [A1.to(dtype), X.to(low), A2.to(dtype), B.to(low)]
