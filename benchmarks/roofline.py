@@ -31,7 +31,7 @@ def draw_roofline(result: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(
         len(threads), len(pieces), figsize=(3.2 * len(pieces), 2.8 * len(threads)), sharex=True, squeeze=False
     )
-    for axis_row, count in zip(axes, threads, strict=True):
+    for row, (axis_row, count) in enumerate(zip(axes, threads, strict=True)):
         peak, read = result["peak_gflops"][str(count)], result["read_gb_s"][str(count)]
         for axis, piece in zip(axis_row, pieces, strict=True):
             entries = [e for e in result["timings"] if (e["piece"], e["threads"]) == (piece, count)]
@@ -41,9 +41,9 @@ def draw_roofline(result: dict[str, Any], path: Path) -> None:
             ends = [4.0, peak / read, 4096.0]
             axis.plot(ends, [min(peak, read * x) for x in ends], color="black", linewidth=1, label="read and FMA limits")
             axis.set(xscale="log", yscale="log", xlim=(4, 4096), ylim=(peak / 30, peak * 1.3))
-            if axis_row is axes[0]:
+            if row == 0:
                 axis.set_title(TITLES[piece])
-            if axis_row is axes[-1]:
+            if row == len(threads) - 1:
                 axis.set_xlabel("flop for each byte of tensors")
         axis_row[0].set_ylabel(f"GF/s, {count} thread{'s' if count > 1 else ''}")
     axes[0][0].legend(fontsize="x-small", loc="lower right")

@@ -113,6 +113,20 @@ def test_evaluate_takes_the_scale_out(kind, form, dtype):
         assert matrix_regression_loss(A1, far, A2, B, kind=kind, form=form).isinf()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_evaluate_of_tiny_losses_beside_empty_rows(dtype):
+    A1, X, A2, B = oracle.problem(9, 40, 3, 4, dtype=dtype)
+    A1, A2 = A1.abs() + 0.1, A2.abs() + 0.1
+    low = -X.abs() * (300 if dtype == torch.float32 else 600)
+    kept = torch.ones(9, 40, dtype=torch.bool)
+    kept[2] = False
+    log_loss, gradient, log_scale = matrix_regression_evaluate(A1, low, A2, B, attn_mask=kept)
+    assert log_loss.isfinite() and log_loss < -80 and gradient.abs().max() > 0 and gradient.isfinite().all()
+    penalized = matrix_regression_evaluate(A1, low, A2, B, attn_mask=kept, regularization=0.1)
+    expected = 0.1 * A1.mT @ A1 @ low @ A2.mT @ A2
+    torch.testing.assert_close(penalized[1] * penalized[2].exp(), expected, rtol=1e-4, atol=0)
+
+
 def test_the_loss_of_a_small_residual_is_exact():
     """Where sums of u^2, u B and B^2 apart would have no digit left."""
     A1, X, A2, _ = oracle.problem(20, 30, 3, 4, dtype=torch.float32)

@@ -8,7 +8,8 @@
 // with t = log2(e) scale <q, k> and x = log2(e) (log weight of the key - log normalizer of the row): u/c, (du/ds)/c,
 // (dc_j/ds)/c and c_j/c of a key j. `cosh` and `sinh` share one kernel, with a and r swapped at run time.
 //
-// Templates over the vector type's traits, so that a device twin needs only round_to_integer and scale_by_power.
+// Templates over the vector type's traits, so that a device twin needs only round_to_integer and scale_by_power,
+// and to say whether it has few registers: then a pair is right to 4 ulp instead of 2.
 #pragma once
 
 namespace rescaled::RESCALED_ISA {
@@ -31,16 +32,23 @@ RESCALED_INLINE Vec<T> exp2_even(Vec<T> g) {
   }
 }
 template <class T>
+RESCALED_INLINE Vec<T> times_sum(Vec<T> f, Vec<T> x, T high, T low) {  // f (x + high + low)
+  if constexpr (kFewRegisters)
+    return f * (x + high);
+  else
+    return f * high + f * (x + low);
+}
+template <class T>
 RESCALED_INLINE Vec<T> exp2_odd(Vec<T> f, Vec<T> g) {
   if constexpr (sizeof(T) == 4) {
     const Vec<T> y = 1.339887445e-3f * g + 5.550332471e-2f;
-    return f * 0x1.62e43p-1f + f * (y * g + 2.0435400e-8f);
+    return times_sum<T>(f, y * g, 0x1.62e43p-1f, 2.0435400e-8f);
   } else {
     Vec<T> y = 0x1.e9ec1fcb69a7fp-32 * g + 0x1.b524ebd13a55fp-24;
     y = y * g + 0x1.ffcbfc6da6ed1p-17;
     y = y * g + 0x1.5d87fe78a3f9cp-10;
     y = y * g + 0x1.c6b08d704a0c6p-5;
-    return f * 0x1.62e42fefa39efp-1 + f * (y * g + 0x1.abc9e3b39803fp-56);
+    return times_sum<T>(f, y * g, 0x1.62e42fefa39efp-1, 0x1.abc9e3b39803fp-56);
   }
 }
 
@@ -54,6 +62,9 @@ RESCALED_INLINE Vec<T> exp2_fraction(Vec<T> f) {
     y = y * f + 2.402264791e-1f;
     y = y * f + 6.931472029e-1f;
     return y * f + 1.f;
+  } else if constexpr (kFewRegisters) {
+    const Vec<T> g = f * f;
+    return (exp2_even<T>(g) + T(1)) + exp2_odd<T>(f, g);
   } else {
     Vec<T> y = 0x1.c4a29324a1038p-36 * f + 0x1.e9ec1fcb69a7fp-32;
     y = y * f + 0x1.e4cf10dec0f59p-28;
@@ -92,8 +103,8 @@ RESCALED_INLINE Weight<T> split_weight(Vec<T> x) {
 }
 
 // even, odd = 2^exponent (2^t +- 2^-t) / 2 for t = n + f and an integral exponent. One range reduction for both: with
-// the polynomials e, o of f^2 above, 2^(+-t) = 2^(+-n) (1 + e +- f o); no cancellation in `odd` near t = 0, and the 1
-// is added last: what is rounded before is small.
+// the polynomials e, o above, 2^(+-t) = 2^(+-n) (1 + e +- o); no cancellation in `odd` near t = 0. The 1 is added last,
+// so that what is rounded before is small.
 template <class T>
 RESCALED_INLINE void two_sided(Vec<T> n, Vec<T> f, Vec<T> exponent, Vec<T>& even, Vec<T>& odd) {
   const Vec<T> g = f * f, one = Vec<T>{} + T(1);
@@ -101,8 +112,13 @@ RESCALED_INLINE void two_sided(Vec<T> n, Vec<T> f, Vec<T> exponent, Vec<T>& even
   const Vec<T> half = exponent - one;  // the 1/2 of cosh and sinh
   const Vec<T> up = scale_by_power<T>(one, half + n), down = scale_by_power<T>(one, half - n);
   const Vec<T> sum = up + down, difference = up - down;
-  even = (e * sum + o * difference) + sum;
-  odd = (e * difference + o * sum) + difference;
+  if constexpr (kFewRegisters) {
+    even = (e + one) * sum + o * difference;
+    odd = (e + one) * difference + o * sum;
+  } else {
+    even = (e * sum + o * difference) + sum;
+    odd = (e * difference + o * sum) + difference;
+  }
 }
 template <class T>
 RESCALED_INLINE void two_sided(Vec<T> t, Vec<T> exponent, Vec<T>& even, Vec<T>& odd) {

@@ -65,6 +65,8 @@ constexpr int kTileRows = 8;
 constexpr int kTileRows = 4;
 #endif
 
+constexpr bool kFewRegisters = false;  // of ../phi.h
+
 // A number as a function's argument.
 template <int kValue>
 struct Constant {

@@ -12,6 +12,7 @@ namespace {
 
 template <class T>
 using Vec = T;
+constexpr bool kFewRegisters = true;  // the double backward in float64 would spill
 
 RESCALED_DEVICE float rounded(float x) { return rintf(x); }
 RESCALED_DEVICE double rounded(double x) { return rint(x); }

@@ -67,17 +67,21 @@ Tensor matrix_regression_loss(ARGUMENTS, OPTIONS) {
   return regularization == 0 ? loss : loss + regularization * penalty(problem, X);
 }
 
-// Rows of one scale for each problem: e^-shift where the loss is e^(2 shift) times the scaled one. [*, 1, 1]
+// Rows of one scale for each problem: that of the largest row whose loss, and with it its gradient, is not 0.
 struct Scale {
-  Tensor log_scale;  // [*, 1, 1], 0 in the normalized form
-  Tensor half;       // [*, n1, 1]: e^(shift of the row - largest shift)
+  Tensor log_scale;  // [*, 1, 1]; 0 in the normalized form, at least 0 beside a penalty
+  Tensor half;       // [*, n1, 1]: what rows are multiplied by twice
 };
-Scale scale_of(const Tensor& statistics, const MatrixSettings& settings) {
-  const Tensor reference = statistics.select(-1, MatrixRegressionStatistics::reference).unsqueeze(-1);
+Scale scale_of(const Tensor& statistics, const MatrixSettings& settings, bool penalized) {
+  using Number = MatrixRegressionStatistics;
+  const double none = -std::numeric_limits<double>::infinity();
+  const Tensor reference = statistics.select(-1, Number::reference).unsqueeze(-1),
+               loss = statistics.select(-1, Number::loss).unsqueeze(-1);
   if (settings.form == "normalized" || reference.sym_size(-2) == 0)
     return {at::zeros_like(reference.sum(-2, /*keepdim=*/true)), at::ones_like(reference)};
-  const Tensor largest = reference.amax(-2, /*keepdim=*/true);
-  return {2 * std::log(2.0) * largest, (reference - largest).exp2()};
+  Tensor largest = reference.masked_fill(loss == 0, none).amax(-2, /*keepdim=*/true);
+  largest = penalized ? largest.clamp_min(0) : largest.masked_fill(largest == none, 0);
+  return {2 * std::log(2.0) * largest, (reference - largest).clamp_max(0).exp2()};
 }
 
 Three matrix_regression_evaluate(ARGUMENTS, OPTIONS) {
@@ -85,7 +89,7 @@ Three matrix_regression_evaluate(ARGUMENTS, OPTIONS) {
   check("matrix_regression_evaluate", THE_ARGUMENTS, settings, regularization);
   const Problem problem(THE_ARGUMENTS);
   const Tensor statistics = matrix_statistics(problem.point, settings);
-  const Scale scale = scale_of(statistics, settings);
+  const Scale scale = scale_of(statistics, settings, regularization != 0);
   const Tensor losses = statistics.select(-1, MatrixRegressionStatistics::loss).unsqueeze(-1);
   Tensor log_loss = (losses * scale.half.square()).sum(-2, /*keepdim=*/true).log() + scale.log_scale;
   const Tensor rows = matrix_gradient(problem.point, statistics, settings) * scale.half.square();
