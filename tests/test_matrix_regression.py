@@ -120,7 +120,7 @@ def test_evaluate_of_tiny_losses_beside_empty_rows(dtype):
     low = -X.abs() * (300 if dtype == torch.float32 else 600)
     kept = torch.ones(9, 40, dtype=torch.bool)
     kept[2] = False
-    log_loss, gradient, log_scale = matrix_regression_evaluate(A1, low, A2, B, attn_mask=kept)
+    log_loss, gradient, _ = matrix_regression_evaluate(A1, low, A2, B, attn_mask=kept)
     assert log_loss.isfinite() and log_loss < -80 and gradient.abs().max() > 0 and gradient.isfinite().all()
     penalized = matrix_regression_evaluate(A1, low, A2, B, attn_mask=kept, regularization=0.1)
     expected = 0.1 * A1.mT @ A1 @ low @ A2.mT @ A2
