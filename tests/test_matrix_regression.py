@@ -127,14 +127,25 @@ def test_evaluate_of_tiny_losses_beside_empty_rows(dtype):
     torch.testing.assert_close(penalized[1] * penalized[2].exp(), expected, rtol=1e-4, atol=0)
 
 
-def test_the_loss_of_a_small_residual_is_exact():
-    """Where sums of u^2, u B and B^2 apart would have no digit left."""
-    A1, X, A2, _ = oracle.problem(20, 30, 3, 4, dtype=torch.float32)
-    B = torch.softmax((A1.double() @ X.double() @ A2.double().mT), -1).float()
-    B = B * (1 + 1e-4 * torch.randn_like(B))
-    found = matrix_regression_loss(A1, X, A2, B, form="normalized").double()
-    truth = oracle.loss(*(t.double() for t in (A1, X, A2, B)), kind="exp", form="normalized")
-    assert abs(found - truth) < 1e-2 * truth
+@pytest.mark.parametrize("order", ["as drawn", "small first", "hidden first"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_of_a_small_residual_is_exact(kind, form, order):
+    """Where sums of u^2, u B and B^2 apart would have no digit left; whatever the first columns are like."""
+    A1, X, A2, _ = (t.double() for t in oracle.problem(20, 400, 3, 4, dtype=torch.float32))
+    X = (12 * X).float().double()  # a peaked map
+    A2 = A2[(A1 @ X @ A2.mT).exp().sum(0).argsort()] if order == "small first" else A2
+    kept = torch.ones(1, 400, dtype=torch.bool)
+    kept[:, : 150 if order == "hidden first" else 0] = False
+    u = torch.where(kept, {"exp": torch.exp, "cosh": torch.cosh, "sinh": torch.sinh}[kind](A1 @ X @ A2.mT), 0.0)
+    B = u if form == "plain" else u / u.sum(-1, keepdim=True)
+    B = (B * (1 + 1e-3 * torch.randn_like(B))).float().double()
+    exact = [A1, X, A2, B]
+    truth = oracle.loss(*exact, attn_mask=kept, kind=kind, form=form)
+    log_loss, _, _ = matrix_regression_evaluate(*(t.float() for t in exact), attn_mask=kept, kind=kind, form=form)
+    in_float = oracle.loss(*(t.float() for t in exact), attn_mask=kept, kind=kind, form=form).double()
+    error, yardstick = abs(log_loss.double().exp() / truth - 1), abs(in_float / truth - 1)
+    assert error <= 4 * yardstick + 1e-2, f"{error:.1e}, the definition's {yardstick:.1e}"
 
 
 def test_what_a_mask_hides_is_never_read():
@@ -340,12 +351,12 @@ def test_not_differentiable_says_so():
 def test_nothing_is_lost_in_a_flop_count(form):
     A1, X, A2, B = oracle.problem(50, 40, 4, 3)
     X.requires_grad_()
-    small, unit = 2 * 50 * 4 * 3, 2 * 50 * 40 * 3
+    small, unit, walks = 2 * 50 * 4 * 3, 2 * 50 * 40 * 3, 2 if form == "plain" else 1
     with FlopCounterMode(display=False) as counter:
         (g,) = torch.autograd.grad(matrix_regression_loss(A1, X, A2, B, form=form), X, create_graph=True)
-        assert counter.get_total_flops() == 2 * small + 4 * unit
+        assert counter.get_total_flops() == 2 * small + (walks + 2) * unit
         torch.autograd.grad(g.sum(), X)
-    assert counter.get_total_flops() == 4 * small + (4 + 6) * unit
+    assert counter.get_total_flops() == 4 * small + (walks + 2 + 6) * unit
 
 
 @pytest.mark.parametrize("form", FORMS)

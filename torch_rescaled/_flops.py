@@ -159,8 +159,13 @@ def _map(query: Shape, key: Shape, target: Shape) -> int:
     return _pairs(query, key, target) * query[-1]
 
 
-@register_flop_formula([_OPS._matrix_regression_forward, _OPS._matrix_regression_statistics, _OPS._matrix_regression_gradient])
-def _matrix_regression_two(query: Shape, key: Shape, target: Shape, *_: Any, **__: Any) -> int:
+@register_flop_formula([_OPS._matrix_regression_forward, _OPS._matrix_regression_statistics])
+def _matrix_regression_forward(query: Shape, key: Shape, target: Shape, *rest: Any, **_: Any) -> int:
+    return _map(query, key, target) * (2 if "plain" in rest or "sinh" in rest else 1)
+
+
+@register_flop_formula(_OPS._matrix_regression_gradient)
+def _matrix_regression_gradient(query: Shape, key: Shape, target: Shape, *_: Any, **__: Any) -> int:
     return 2 * _map(query, key, target)
 
 
