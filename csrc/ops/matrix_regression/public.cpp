@@ -2,7 +2,6 @@
 // The public matrix regression operators: A1 X is the query and A2 the key of the primitives; the penalty is made of
 // products of small matrices.
 #include <ATen/TensorOperators.h>
-#include <ATen/autocast_mode.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/exp2.h>
 #include <ATen/ops/log.h>
@@ -16,6 +15,7 @@
 #include <limits>
 
 #include "../../kernels/matrix_regression/parameters.h"
+#include "../in_float.h"
 #include "checks.h"
 #include "primitives.h"
 
@@ -117,13 +117,6 @@ Tensor matrix_regression_hvp(ARGUMENTS, const Tensor& V, OPTIONS, c10::string_vi
   return regularization == 0 ? found : found + regularization * problem.weighed(V);
 }
 
-// In float32, whatever autocast chose.
-template <c10::DispatchKey kKey>
-struct InFloat {
-  static constexpr auto device = kKey == c10::DispatchKey::AutocastCPU ? at::kCPU : at::kCUDA;
-  const c10::impl::ExcludeDispatchKeyGuard exclude{kKey};
-  Tensor operator()(const Tensor& t) const { return at::autocast::cached_cast(at::kFloat, t, device); }
-};
 template <c10::DispatchKey kKey>
 Tensor loss_autocast(ARGUMENTS, OPTIONS) {
   const InFloat<kKey> cast;

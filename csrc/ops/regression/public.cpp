@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The public regression operators: arguments to the primitives' contract by views.
 #include <ATen/TensorOperators.h>
-#include <ATen/autocast_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/log.h>
 #include <ATen/ops/ones_like.h>
 #include <torch/library.h>
 
+#include "../in_float.h"
 #include "checks.h"
 #include "primitives.h"
 #include "resident.h"
@@ -82,14 +82,7 @@ void regression_check(const Tensor& A, RESCALED_TARGET, RESCALED_REGRESSION_SETT
                    RESCALED_THE_REGRESSION_SETTINGS);
 }
 
-// Regressions run in float32 (A is read as it is): no type that autocast chose may round b, x or the weights.
-template <c10::DispatchKey kKey>
-struct InFloat {
-  static constexpr auto device = kKey == c10::DispatchKey::AutocastCPU ? at::kCPU : at::kCUDA;
-  const c10::impl::ExcludeDispatchKeyGuard exclude{kKey};
-  Tensor operator()(const Tensor& t) const { return at::autocast::cached_cast(at::kFloat, t, device); }
-  MaybeTensor operator()(const MaybeTensor& t) const { return t.has_value() ? MaybeTensor((*this)(*t)) : t; }
-};
+// A is read as it is: autocast must not round it either.
 template <c10::DispatchKey kKey>
 Tensor loss_autocast(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS) {
   const InFloat<kKey> cast;
