@@ -37,33 +37,39 @@ constexpr Pass kPasses[] = {Pass::forward, Pass::jvp,        Pass::query, Pass::
 constexpr int64_t kLimits[] = {48 << 10, 99 << 10, 163 << 10, 227 << 10};
 
 template <class T>
-void check() {
+void check(Kind kind, bool has_groups) {
   const int element = sizeof(T);
   for (const Pass pass : kPasses)
     for (const int64_t limit : kLimits)
       for (const int64_t size : {1, 16, 40, 64, 128, 200, 256, 512, 4096, 1 << 28}) {
-        const AttentionParameters p = problem(3, 1000, 700, size);
-        const Plan plan = plan_of<T>(p, pass, limit);
+        AttentionParameters p = problem(3, 1000, 700, size);
+        p.kind = kind;
+        const Plan plan = plan_of<T>(p, pass, {limit, has_groups});
+        const bool grouped = group_size(plan.path) > 0;
         const int number = static_cast<int>(pass);
         const auto holds = [&](bool is, const char* what) { expect(is, what, size, number, limit, element); };
         holds(plan.shared_bytes <= limit, "the plan fits into shared memory");
-        holds(plan.warps >= 1 && plan.warps <= (is_gradient(pass) ? 4 : kMaxWarps), "warps that the kernel allows");
-        holds(plan.stages == 1 || (plan.stages == 2 && plan.resident), "stages");
+        holds(plan.warps >= 1 && plan.warps <= kMaxWarps, "warps that the kernel allows");
+        holds(plan.stages == 1 || (plan.stages == 2 && plan.path != Path::blocked), "stages");
+        if (has_groups && element == 2 && size <= 128 && limit == kLimits[3] && !is_bias(pass))
+          holds(grouped && plan.warps == kMaxWarps && group_size(plan.path) >= size, "two warpgroups on 9.0");
         const int64_t rows = by_keys(pass) ? p.keys : p.queries;
         holds(plan.row_blocks * kWarpRows * plan.warps >= rows, "every row has its block");
         holds((plan.row_blocks - 1) * kWarpRows * plan.warps < rows, "no block is without a row");
-        const int64_t made = plan.output_chunks * output_columns<T>(pass, plan.resident);
+        const int64_t made = plan.output_chunks * output_columns<T>(plan.path);
         holds(is_bias(pass) || made >= size, "every column of the output is made");
         // What the tensor cores are to be fed well for: 16-bit elements to head size 256, float32 to 128.
         if (limit >= 163 << 10 && ((element == 2 && size <= 256) || (element == 4 && size <= 128)))
-          holds(plan.resident && plan.warps >= 2, "resident operands and two warps on 8.0 and 9.0");
+          holds(plan.path != Path::blocked && plan.warps >= 2, "resident operands and two warps on 8.0 and 9.0");
         if (element == 2 && size <= 128 && limit >= 163 << 10)
           holds(plan.warps >= 4 && plan.stages == 2, "four warps and two stages on 8.0 and 9.0");
         const Layout l = layout_of<T>(p, pass, plan);
+        const int aligned = grouped ? kProblemBytes : 16;
         for (int i = 0; i < kOperands; ++i)
           for (const int at : {l.row[i], l.column[i]})
-            holds(at < 0 || (at * element % 16 == 0 && at < l.elements), "tiles aligned to a copy, inside the memory");
-        holds(l.stage * element % 16 == 0 && l.numbers * element % 16 == 0, "stages aligned to a copy");
+            holds(at < 0 || (at * element % aligned == 0 && at < l.elements),
+                  "tiles aligned to a copy, inside the memory");
+        holds(l.stage * element % aligned == 0 && l.numbers * element % 16 == 0, "stages aligned to a copy");
       }
 }
 
@@ -84,7 +90,10 @@ void check_splits() {
 }  // namespace
 
 int main() {
-  check<BFloat16>(), check<Float16>(), check<float>(), check<double>();
+  for (const Kind kind : {Kind::exp, Kind::cosh}) {
+    check<BFloat16>(kind, true), check<BFloat16>(kind, false);
+    check<Float16>(kind, true), check<float>(kind, true), check<double>(kind, true);
+  }
   check_splits();
   std::printf("ok: %d checks\n", checks);
 }

@@ -22,6 +22,7 @@ namespace rescaled {
 RESCALED_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 RESCALED_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
 RESCALED_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
+RESCALED_DEVICE unsigned shared_address(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
 RESCALED_DEVICE void block_barrier() { __syncthreads(); }
 RESCALED_DEVICE void warp_barrier() { __syncwarp(); }
 
@@ -29,6 +30,11 @@ template <class T>
 RESCALED_DEVICE T shuffle_xor(T value, int lanes) {
   return __shfl_xor_sync(0xffffffffu, value, lanes);
 }
+
+// What lane 0 says, known to be the same in all lanes.
+RESCALED_DEVICE int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
+// Whether some lane of the warp says so.
+RESCALED_DEVICE bool any_lane(bool says) { return __any_sync(0xffffffffu, says) != 0; }
 
 // The name of the error, or nullptr. More dynamic shared memory than 48 KB must be asked for; that is host-side state
 // of the function on this device, cheap and idempotent.
@@ -55,6 +61,19 @@ inline int64_t shared_bytes_of_device() {
   if (cudaGetDevice(&device) == cudaSuccess)
     cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   return bytes;
+}
+
+// Whether it has Hopper's instructions, for which there must be a target of its own ("90a") among the compiled ones.
+inline bool device_has_warpgroups() {
+#if defined(RESCALED_CUDA_WARPGROUPS)
+  int device = 0, major = 0, minor = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess && major == 9 &&
+         minor == 0;
+#else
+  return false;
+#endif
 }
 
 }  // namespace rescaled

@@ -74,12 +74,19 @@ struct Mma<float> {
   RESCALED_DEVICE void weights(A& a, const float (*w)[4]) {
     for (int i = 0; i < 4; ++i) split(w[0][i % 2 * 2 + i / 2], a.high[i], a.low[i]);
   }
+  // Tensor cores cut off what a sum has beyond 24 bits, so theirs begins at zero and is added by a rounding addition.
+  // The parts of an infinity or a NaN make the corrections NaN: the product of the high parts is then the product.
   template <bool kSwapped>
   RESCALED_DEVICE void multiply(float (*c)[4], const A& a, const B& b) {
     for (int j = 0; j < 2; ++j) {
-      multiply_tf32(c[j], kSwapped ? a.high : a.low, kSwapped ? b.low[j] : b.high[j]);
-      multiply_tf32(c[j], kSwapped ? a.low : a.high, kSwapped ? b.high[j] : b.low[j]);
-      multiply_tf32(c[j], a.high, b.high[j]);
+      float low[4] = {}, high[4] = {};
+      multiply_tf32(low, kSwapped ? a.high : a.low, kSwapped ? b.low[j] : b.high[j]);
+      multiply_tf32(low, kSwapped ? a.low : a.high, kSwapped ? b.high[j] : b.low[j]);
+      multiply_tf32(high, a.high, b.high[j]);
+      for (int i = 0; i < 4; ++i) {
+        const float sum = high[i] + low[i];
+        c[j][i] += sum == sum ? sum : high[i];
+      }
     }
   }
 };

@@ -145,6 +145,18 @@ RESCALED_DEVICE void copy_async(void* to, const void* from) {
                : "memory");
 #endif
 }
+// The same, or zeros for the copy of nothing.
+RESCALED_DEVICE void copy_async_or_zero(void* to, const void* from, bool there) {
+#if defined(RESCALED_TWIN)
+  static const unsigned char zeros[16] = {};
+  copy_async(to, there ? from : zeros);
+#else
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(from), "r"(there ? 16 : 0)
+               : "memory");
+#endif
+}
 RESCALED_DEVICE void copy_commit() {
 #if defined(RESCALED_TWIN)
   twin::Fiber& f = twin::block().fibers[twin::block().current];

@@ -51,6 +51,12 @@ RESCALED_DEVICE float natural_log(float x) { return logf(x); }
 RESCALED_DEVICE double natural_log(double x) { return log(x); }
 #endif
 
+// Of two numbers; of a number and a NaN, the number.
+RESCALED_DEVICE float greater(float x, float y) { return fmaxf(x, y); }
+RESCALED_DEVICE double greater(double x, double y) { return fmax(x, y); }
+RESCALED_DEVICE float absolute(float x) { return fabsf(x); }
+RESCALED_DEVICE double absolute(double x) { return fabs(x); }
+
 template <class T>
 RESCALED_DEVICE T infinity() {
   return static_cast<T>(__builtin_inf());

@@ -161,6 +161,7 @@ namespace rescaled {
 RESCALED_DEVICE int thread_index() { return twin::block().current; }
 RESCALED_DEVICE int block_index() { return twin::block().index; }
 RESCALED_DEVICE int block_threads() { return twin::block().threads; }
+RESCALED_DEVICE uintptr_t shared_address(const void* p) { return reinterpret_cast<uintptr_t>(p); }
 RESCALED_DEVICE void block_barrier() { twin::yield(twin::Wait::block); }
 RESCALED_DEVICE void warp_barrier() { twin::yield(twin::Wait::warp); }
 
@@ -168,6 +169,14 @@ template <class T>
 RESCALED_DEVICE T shuffle_xor(T value, int lanes) {
   const twin::Exchange<T> all(value);
   return all.of(thread_index() % 32 ^ lanes);
+}
+
+RESCALED_DEVICE int uniform(int value) { return twin::Exchange<int>(value).of(0); }
+RESCALED_DEVICE bool any_lane(bool says) {
+  const twin::Exchange<bool> all(says);
+  bool any = false;
+  for (int lane = 0; lane < 32; ++lane) any = any || all.of(lane);
+  return any;
 }
 
 // Shared memory is filled with NaNs before a block starts: what is read must have been written.
@@ -185,10 +194,12 @@ const char* launch(Kernel kernel, int64_t blocks, int threads, int64_t shared_by
   return nullptr;
 }
 
-// Pretends to be a device of compute capability 8.0 or what RESCALED_TWIN_SHARED_BYTES says.
+// Pretends to be a device of compute capability 8.0, of 9.0 with RESCALED_TWIN_WARPGROUPS, or with as much shared
+// memory as RESCALED_TWIN_SHARED_BYTES says.
+inline bool device_has_warpgroups() { return std::getenv("RESCALED_TWIN_WARPGROUPS") != nullptr; }
 inline int64_t shared_bytes_of_device() {
   const char* text = std::getenv("RESCALED_TWIN_SHARED_BYTES");
-  return text ? std::atoll(text) : 163 * 1024;
+  return text ? std::atoll(text) : (device_has_warpgroups() ? 227 : 163) * 1024;
 }
 
 }  // namespace rescaled

@@ -47,7 +47,8 @@ struct Cuda {
   // The kernels are given no empty problem, but one without keys.
   static bool serves(const Point& x, const Leading& leading) {
     const bool empty = leading.empty() || x.query.size(-2) == 0 || x.query.size(-1) == 0 || x.value.size(-1) == 0;
-    return !empty && kernels_serve(x.query);
+    const bool countable = x.query.size(-2) <= kMostCudaRows && x.key.size(-2) <= kMostCudaRows;
+    return !empty && countable && kernels_serve(x.query);
   }
   static void forward(AttentionParameters& p, const Tensor& query) {
     run("_attention_forward", Primitive::forward, p, query);

@@ -5,6 +5,9 @@
 
 namespace rescaled {
 
+// Queries, and keys, of one problem: they are counted in 32 bits.
+inline constexpr int64_t kMostCudaRows = int64_t{1} << 30;
+
 // Device memory that one call needs, for AttentionParameters::workspace.
 int64_t attention_cuda_workspace_bytes(Primitive, const AttentionParameters&);
 

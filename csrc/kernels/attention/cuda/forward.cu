@@ -32,11 +32,10 @@ RESCALED_DEVICE S finish(const AttentionParameters& p, int64_t b, int64_t query,
   return keyless ? S(0) : 1 / sum;
 }
 
-template <class T, Kinds kKinds, bool kResident>
-__global__ void __launch_bounds__(32 * kMaxWarps, 1)
-    forward_walk(const __grid_constant__ AttentionParameters p, const __grid_constant__ Plan plan) {
+template <class T, Kinds kKinds, Path kPath>
+RESCALED_DEVICE void forward_block(const AttentionParameters& p, const Plan& plan) {
   RESCALED_SHARED(memory);
-  using W = Walk<T, Pass::forward, kResident>;
+  using W = Walk<T, Pass::forward, kPath, kKinds>;
   using S = typename W::S;
   W walk(p, plan, memory);
   const int64_t b = walk.take_place();
@@ -45,53 +44,65 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1)
   walk.load_rows();
 
   const S scale = static_cast<S>(p.scale * kLog2e);
-  const bool two_sided = kKinds == Kinds::two_sided || (kKinds == Kinds::all && p.kind != Kind::exp);
+  // Warpgroups look for the highest product of rows, and scale that: their scale is positive.
+  const S level_scale = W::kIsGroup ? scale : S(1), weight_scale = 1 / level_scale;
+  const bool two_sided = kKinds != Kinds::exp && (kKinds == Kinds::two_sided || p.kind != Kind::exp);
   typename W::Outputs out = {};
   S top[2] = {-infinity<S>(), -infinity<S>()}, sum[2] = {}, balance[2] = {};
-  const int64_t split = block_index() % plan.key_splits, tiles = walk.last_tile(),
-                share = (tiles + plan.key_splits - 1) / plan.key_splits, begin = split * share,
-                count = least(tiles - begin, share);
+  const int splits = static_cast<int>(plan.key_splits), split = block_index() % splits, tiles = walk.last_tile(),
+            share = (tiles + splits - 1) / splits, begin = split * share, count = least(tiles - begin, share);
   walk.pipeline(
-      count, [&](int64_t i, int stage) { walk.load_columns(stage, (begin + i) * W::kColumns); },
-      [&](int64_t i, int stage) {
-        const int64_t first = (begin + i) * W::kColumns;
-        typename W::Scores score = {};
-        walk.template product<false>(score, 0, 0, stage, first, 0);
-        ElementValues<S, W::kTiles> values;
-        fill_values(walk, masks, first, false, values);
-        // Scores in units of log 2, and the exponents' maximum.
+      count, [&](int i, int stage) { walk.load_columns(stage, (begin + i) * W::kColumns); },
+      [&](int i, int stage, auto meanwhile) {
+        const int first = (begin + i) * W::kColumns;
+        typename W::Scores score;
+        walk.begin_products();
+        walk.template product<false>(score, 0, 0, stage, first);
+        walk.end_products();
+        meanwhile();
+        walk.settle();
+        // The exponents' maximum; a NaN is passed over, its weight is none the less one.
+        const Elements which = elements_of(walk, masks, first);
         S highest[2] = {-infinity<S>(), -infinity<S>()};
-        RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) {
-          const S s = score[j][x] *= scale;
-          const S size = two_sided && s < 0 ? -s : s;
-          const S level = size + values.log_weight(j, x);
-          if (!(level <= highest[x / 2])) highest[x / 2] = level;  // a NaN stays
-        }
+        const auto find_highest = [&](const auto& values, int j, int x, const S& product) {
+          const S s = W::kIsGroup ? product : product * scale, size = two_sided ? absolute(s) : s;
+          const S level = values.weighted ? size + values.log_weight(j, x) * weight_scale : size;
+          highest[x / 2] = greater(highest[x / 2], level);
+        };
+        each_element(walk, masks, first, which, find_highest, score);
         QueryNumbers<S> base[2];
+        S rescale[2];
         RESCALED_UNROLL for (int r = 0; r < 2; ++r) {
-          const S before = top[r], level = row_max(highest[r]);
-          if (!(level <= before)) top[r] = level;
+          const S before = top[r];
+          top[r] = greater(before, row_max(highest[r]) * level_scale);
           const S shift = top[r] == -infinity<S>() ? S(0) : top[r];
           base[r].shift = shift, base[r].exponent = -shift, base[r].factor = S(1);
           if (two_sided) {
             const cuda::Weight<S> w = cuda::split_weight<S>(-shift);
             base[r].exponent = w.exponent, base[r].factor = w.factor;
           }
-          const S rescale = exp2_of(before - shift);
-          sum[r] *= rescale, balance[r] *= rescale;
-          RESCALED_UNROLL for (int j = 0; j < W::kOut; ++j) out[j][2 * r] *= rescale, out[j][2 * r + 1] *= rescale;
+          rescale[r] = exp2_of(before - shift);
+          sum[r] *= rescale[r], balance[r] *= rescale[r];
         }
-        RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) {
-          const Weights<S> w =
-              weights_of<S, kKinds>(p.kind, score[j][x], values.weighted, values.log_weight(j, x), base[x / 2]);
-          sum[x / 2] += w.even, balance[x / 2] += w.a;
-          score[j][x] = w.a * values.dropout(j, x);
-        }
+        if (any_lane(rescale[0] != S(1) || rescale[1] != S(1)))
+          RESCALED_UNROLL for (int j = 0; j < W::kOut; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) out[j][x] *=
+              rescale[x / 2];
+        const auto weigh = [&](const auto& values, int j, int x, S& product) {
+          const Weights<S> w = weights_of<T, kKinds>(p.kind, product, scale, values, j, x, base[x / 2]);
+          sum[x / 2] += w.even;
+          if (kKinds != Kinds::exp) balance[x / 2] += w.a;
+          product = w.a * values.dropout(j, x);
+        };
+        each_element(walk, masks, first, which, weigh, score);
         walk.accumulate(out, score, 1, stage, first);
+        walk.settle();
       });
 
   const bool stores = walk.first_output == 0 && walk.t == 0;
-  RESCALED_UNROLL for (int r = 0; r < 2; ++r) sum[r] = row_sum(sum[r]), balance[r] = row_sum(balance[r]);
+  RESCALED_UNROLL for (int r = 0; r < 2; ++r) {
+    sum[r] = row_sum(sum[r]);
+    balance[r] = kKinds == Kinds::exp ? sum[r] : row_sum(balance[r]);
+  }
   if (plan.key_splits > 1) {
     const Partial<S> partial(p, plan.key_splits, b, split);
     RESCALED_UNROLL for (int r = 0; r < 2; ++r) {
@@ -103,11 +114,16 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1)
     return;
   }
   RESCALED_UNROLL for (int r = 0; r < 2; ++r) {
-    const int64_t query = walk.row(r);
+    const int query = walk.row(r);
     const S inverse = finish(p, b, query, stores && query < p.queries, top[r], sum[r], balance[r]);
     RESCALED_UNROLL for (int j = 0; j < W::kOut; ++j) out[j][2 * r] *= inverse, out[j][2 * r + 1] *= inverse;
   }
   walk.store(out, matrix(p.output, p, b), p.value_size, S(1));
+}
+template <class T, Kinds kKinds, Path kPath>
+__global__ void __launch_bounds__(32 * kMaxWarps, 1)
+    forward_walk(const __grid_constant__ AttentionParameters p, const __grid_constant__ Plan plan) {
+  if constexpr (kIsCompiled<kPath>) forward_block<T, kKinds, kPath>(p, plan);
 }
 
 // One warp a query. The splits are added in their order.
@@ -151,9 +167,10 @@ int64_t attention_forward_workspace_bytes(const AttentionParameters& p) {
 const char* attention_forward(const AttentionParameters& p, void* stream) {
   return with_element_type(p.query.dtype, [&](auto element) {
     using T = decltype(element);
-    const Plan plan = plan_of<T>(p, Pass::forward, shared_bytes_of_device());
-    const char* error = launch_walk(p, plan, stream, forward_walk<T, Kinds::exp, true>,
-                                    forward_walk<T, Kinds::two_sided, true>, forward_walk<T, Kinds::all, false>);
+    const Plan plan = plan_of<T>(p, Pass::forward, this_device());
+    const char* error = launch_walk<T>(p, plan, stream, [](auto path, auto kinds) {
+      return forward_walk<T, decltype(kinds)::value, decltype(path)::value>;
+    });
     if (error != nullptr || plan.key_splits == 1) return error;
     const int64_t blocks = (p.queries + kQueriesPerBlock - 1) / kQueriesPerBlock;
     return launch(merge_walk<Scalar<T>>, batches(p) * blocks, 32 * kQueriesPerBlock, 0, stream, p, plan.key_splits,

@@ -7,11 +7,10 @@
 namespace rescaled {
 namespace {
 
-template <class T, Pass kPass, Kinds kKinds, bool kResident>
-__global__ void __launch_bounds__(32 * 4, 1)
-    bias_walk(const __grid_constant__ AttentionParameters p, const __grid_constant__ Plan plan) {
+template <class T, Pass kPass, Kinds kKinds, Path kPath>
+RESCALED_DEVICE void bias_block(const AttentionParameters& p, const Plan& plan) {
   RESCALED_SHARED(memory);
-  using W = Walk<T, kPass, kResident>;
+  using W = Walk<T, kPass, kPath, kKinds>;
   using S = typename W::S;
   W walk(p, plan, memory);
   const bool by_query = p.grad_bias.row != 0, by_key = p.grad_bias.column != 0;
@@ -33,11 +32,12 @@ __global__ void __launch_bounds__(32 * 4, 1)
       const QueryNumbers<S> numbers[2] = {row_numbers<S>(walk, b, 0), row_numbers<S>(walk, b, 1)};
       const auto first_key = [&](int64_t i) { return (key_block + i) * W::kColumns; };
       walk.pipeline(
-          count, [&](int64_t i, int stage) { walk.load_columns(stage, first_key(i)); },
-          [&](int64_t i, int stage) {
-            GradientTile<W> tile = {};
-            gradient_tile<kPass, kKinds>(walk, stage, first_key(i), 0, tile,
-                                         [&](int, int x) -> const QueryNumbers<S>& { return numbers[x / 2]; });
+          count, [&](int i, int stage) { walk.load_columns(stage, first_key(i)); },
+          [&](int i, int stage, auto meanwhile) {
+            GradientTile<W> tile;
+            gradient_tile<T, kPass, kKinds>(
+                walk, stage, first_key(i), 0, tile,
+                [&](int, int x) -> const QueryNumbers<S>& { return numbers[x / 2]; }, meanwhile);
             RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) sum[j][x] +=
                 tile.second[j][x];
           });
@@ -63,17 +63,23 @@ __global__ void __launch_bounds__(32 * 4, 1)
       store_at<S>(out, (by_query ? query * out.row : 0) + (by_key ? key * out.column : 0), total);
   }
 }
+template <class T, Pass kPass, Kinds kKinds, Path kPath>
+__global__ void __launch_bounds__(32 * kMaxWarps, 1)
+    bias_walk(const __grid_constant__ AttentionParameters p, const __grid_constant__ Plan plan) {
+  if constexpr (kIsCompiled<kPath>) bias_block<T, kPass, kKinds, kPath>(p, plan);
+}
 
 template <class T, Pass kPass>
 const char* run(const AttentionParameters& p, void* stream) {
-  Plan plan = plan_of<T>(p, kPass, shared_bytes_of_device());
-  const int columns = tile_columns<T>(kPass, plan.resident);
+  Plan plan = plan_of<T>(p, kPass, this_device());
+  const int columns = tile_columns<T>(kPass, plan.path, kinds_of(p.kind, plan.path));
   const int64_t sums = kWarpRows * plan.warps * (columns + 1) * static_cast<int64_t>(sizeof(Scalar<T>));
   plan.shared_bytes = plan.shared_bytes < sums ? sums : plan.shared_bytes;
   plan.blocks = bias_batches(p, true) * (p.grad_bias.row != 0 ? plan.row_blocks : 1) *
                 (p.grad_bias.column != 0 ? (p.keys + columns - 1) / columns : 1);
-  return launch_walk(p, plan, stream, bias_walk<T, kPass, Kinds::exp, true>,
-                     bias_walk<T, kPass, Kinds::two_sided, true>, bias_walk<T, kPass, Kinds::all, false>);
+  return launch_walk<T, false>(p, plan, stream, [](auto path, auto kinds) {
+    return bias_walk<T, kPass, decltype(kinds)::value, decltype(path)::value>;
+  });
 }
 
 }  // namespace

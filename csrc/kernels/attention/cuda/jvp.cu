@@ -7,11 +7,10 @@
 namespace rescaled {
 namespace {
 
-template <class T, Kinds kKinds, bool kResident>
-__global__ void __launch_bounds__(32 * kMaxWarps, 1)
-    jvp_walk(const __grid_constant__ AttentionParameters p, const __grid_constant__ Plan plan) {
+template <class T, Kinds kKinds, Path kPath>
+RESCALED_DEVICE void jvp_block(const AttentionParameters& p, const Plan& plan) {
   RESCALED_SHARED(memory);
-  using W = Walk<T, Pass::jvp, kResident>;
+  using W = Walk<T, Pass::jvp, kPath, kKinds>;
   using S = typename W::S;
   W walk(p, plan, memory);
   const int64_t b = walk.take_place();
@@ -23,39 +22,42 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1)
   const InputView normalizers = matrix(p.saved_log_normalizer, p, b);
   QueryNumbers<S> numbers[2];
   RESCALED_UNROLL for (int r = 0; r < 2; ++r) {
-    const int64_t query = walk.row(r);
+    const int query = walk.row(r);
     set_normalizer(numbers[r], query < p.queries ? number_at<S>(normalizers, query * normalizers.row) : -infinity<S>());
   }
   typename W::Outputs out = {};
   S log_tangent[2] = {}, balance_tangent[2] = {};  // ld and the sum of r Sd + a betad
   walk.pipeline(
-      walk.last_tile(), [&](int64_t i, int stage) { walk.load_columns(stage, i * W::kColumns); },
-      [&](int64_t i, int stage) {
-        const int64_t first = i * W::kColumns;
-        typename W::Scores score = {}, tangent = {};
-        walk.template product<false>(score, 0, 0, stage, first, 0);
-        walk.template product<false>(tangent, 2, 0, stage, first, 0);
-        walk.template product<false>(tangent, 0, 2, stage, first, 0);
-        ElementValues<S, W::kTiles> values;
-        fill_values(walk, masks, first, true, values);
-        RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) {
-          const Weights<S> w = weights_of<S, kKinds>(p.kind, score[j][x] * scale, values.weighted,
-                                                     values.log_weight(j, x), numbers[x / 2]);
-          const S score_tangent = tangent[j][x] * tangent_scale, bias_tangent = values.tangent(j, x);
+      walk.last_tile(), [&](int i, int stage) { walk.load_columns(stage, i * W::kColumns); },
+      [&](int i, int stage, auto meanwhile) {
+        const int first = i * W::kColumns;
+        typename W::Scores score, tangent;
+        walk.begin_products();
+        walk.template product<false>(score, 0, 0, stage, first);
+        walk.template product<false>(tangent, 2, 0, stage, first);
+        walk.template product<false, true>(tangent, 0, 2, stage, first);
+        walk.end_products();
+        meanwhile();
+        walk.settle();
+        const auto weigh = [&](const auto& values, int j, int x, S& product, S& tangent_product) {
+          const Weights<S> w = weights_of<T, kKinds>(p.kind, product, scale, values, j, x, numbers[x / 2]);
+          const S score_tangent = tangent_product * tangent_scale, bias_tangent = values.tangent(j, x);
           const S drop = values.dropout(j, x), moved = w.r * score_tangent + w.a * bias_tangent;
           log_tangent[x / 2] += w.odd * score_tangent + w.even * bias_tangent;
           balance_tangent[x / 2] += moved;
-          score[j][x] = w.a * drop, tangent[j][x] = moved * drop;
-        }
+          product = w.a * drop, tangent_product = moved * drop;
+        };
+        each_element(walk, masks, first, elements_of(walk, masks, first), weigh, score, tangent);
         walk.accumulate(out, tangent, 1, stage, first);
         walk.accumulate(out, score, 3, stage, first);
+        walk.settle();
       });
 
   const InputView balances = matrix(p.saved_balance, p, b);
   const OutputView balance = matrix(p.balance, p, b), log_normalizer = matrix(p.log_normalizer, p, b);
   RESCALED_UNROLL for (int r = 0; r < 2; ++r) {
     log_tangent[r] = row_sum(log_tangent[r]), balance_tangent[r] = row_sum(balance_tangent[r]);
-    const int64_t query = walk.row(r);
+    const int query = walk.row(r);
     if (query >= p.queries || walk.first_output != 0 || walk.t != 0) continue;
     store_at<S>(balance, query * balance.row,
                 balance_tangent[r] - log_tangent[r] * number_at<S>(balances, query * balances.row));
@@ -63,15 +65,21 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1)
   }
   walk.store(out, matrix(p.output, p, b), p.value_size, S(1), matrix(p.saved_output, p, b), log_tangent);
 }
+template <class T, Kinds kKinds, Path kPath>
+__global__ void __launch_bounds__(32 * kMaxWarps, 1)
+    jvp_walk(const __grid_constant__ AttentionParameters p, const __grid_constant__ Plan plan) {
+  if constexpr (kIsCompiled<kPath>) jvp_block<T, kKinds, kPath>(p, plan);
+}
 
 }  // namespace
 
 const char* attention_jvp(const AttentionParameters& p, void* stream) {
   return with_element_type(p.query.dtype, [&](auto element) {
     using T = decltype(element);
-    const Plan plan = plan_of<T>(p, Pass::jvp, shared_bytes_of_device());
-    return launch_walk(p, plan, stream, jvp_walk<T, Kinds::exp, true>, jvp_walk<T, Kinds::two_sided, true>,
-                       jvp_walk<T, Kinds::all, false>);
+    const Plan plan = plan_of<T>(p, Pass::jvp, this_device());
+    return launch_walk<T>(p, plan, stream, [](auto path, auto kinds) {
+      return jvp_walk<T, decltype(kinds)::value, decltype(path)::value>;
+    });
   });
 }
 

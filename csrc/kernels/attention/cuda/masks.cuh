@@ -10,13 +10,13 @@ namespace {
 // Masks, bias, dropout of one problem.
 template <class S>
 struct Elementwise {
-  int64_t queries, keys;
+  int queries, keys;
   bool causal, drops;
   InputView bias, mask, tangent_bias;
   uint32_t seed_low, seed_high, threshold;
   S kept;
   RESCALED_MEMBER void set(const AttentionParameters& p, int64_t b) {
-    queries = p.queries, keys = p.keys, causal = p.causal, drops = p.dropout_p > 0;
+    queries = static_cast<int>(p.queries), keys = static_cast<int>(p.keys), causal = p.causal, drops = p.dropout_p > 0;
     bias = matrix(p.bias, p, b), mask = matrix(p.mask, p, b), tangent_bias = matrix(p.tangent_bias, p, b);
     if (!drops) return;
     const uint64_t seed = *static_cast<const uint64_t*>(matrix(p.dropout_seed, p, b).data);
@@ -24,13 +24,12 @@ struct Elementwise {
     threshold = dropout_threshold(p.dropout_p), kept = static_cast<S>(1 / (1 - p.dropout_p));
   }
 
-  // Does a tile of these queries and keys need log weights at all?
-  RESCALED_MEMBER bool weighted(int64_t first_query, int64_t last_query, int64_t last_key) const {
-    return bias.data != nullptr || mask.data != nullptr || last_query >= queries || last_key >= keys ||
-           (causal && last_key > first_query);
+  // Beside what a causal problem and its ends mask.
+  RESCALED_MEMBER bool is_any() const {
+    return bias.data != nullptr || mask.data != nullptr || tangent_bias.data != nullptr || drops;
   }
   // In units of log 2; -inf where masked, and beyond the problem.
-  RESCALED_MEMBER S log_weight(int64_t query, int64_t key) const {
+  RESCALED_MEMBER S log_weight(int query, int key) const {
     const S masked = -infinity<S>();
     if (query >= queries || key >= keys || (causal && key > query)) return masked;
     if (mask.data != nullptr && !static_cast<const bool*>(mask.data)[query * mask.row + key * mask.column])
@@ -38,12 +37,12 @@ struct Elementwise {
     return bias.data != nullptr ? static_cast<S>(kLog2e) * number_at<S>(bias, query * bias.row + key * bias.column)
                                 : S(0);
   }
-  RESCALED_MEMBER S tangent(int64_t query, int64_t key) const {
+  RESCALED_MEMBER S tangent(int query, int key) const {
     const bool there = tangent_bias.data != nullptr && query < queries && key < keys;
     return there ? number_at<S>(tangent_bias, query * tangent_bias.row + key * tangent_bias.column) : S(0);
   }
   // 0 or 1 / (1 - dropout_p)
-  RESCALED_MEMBER S dropout(int64_t query, int64_t key) const {
+  RESCALED_MEMBER S dropout(int query, int key) const {
     if (!drops) return S(1);
     return dropout_keeps(seed_low, seed_high, static_cast<uint32_t>(query), static_cast<uint32_t>(key), threshold)
                ? kept

@@ -24,7 +24,7 @@ __global__ void mask_walk(const int64_t* seeds, int64_t queries, int64_t keys, u
 int64_t attention_cuda_workspace_bytes(Primitive primitive, const AttentionParameters& p) {
   if (primitive == Primitive::forward) return attention_forward_workspace_bytes(p);
   if (primitive == Primitive::jvp) return 0;
-  return batches(p) * kQueryArrays * p.queries * (p.query.dtype == DType::float64 ? 8 : 4);
+  return batches(p) * kQueryArrays * padded_queries(p) * (p.query.dtype == DType::float64 ? 8 : 4);
 }
 
 const char* attention_cuda_run(Primitive primitive, const AttentionParameters& p, void* stream) {

@@ -68,10 +68,8 @@ RESCALED_DEVICE S row_sum(S x) {
 }
 template <class S>
 RESCALED_DEVICE S row_max(S x) {
-  const S y = shuffle_xor(x, 1);
-  x = x < y ? y : x;
-  const S z = shuffle_xor(x, 2);
-  return x < z ? z : x;
+  x = greater(x, shuffle_xor(x, 1));
+  return greater(x, shuffle_xor(x, 2));
 }
 
 }  // namespace

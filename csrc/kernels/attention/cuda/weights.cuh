@@ -4,40 +4,111 @@
 //   (5)  ad = r Sd + a (betad - ld),  rd = a Sd + r (betad - ld),  (nd, pd) = (ad, rd) for sinh, else (rd, ad),
 //        dS2 = rd E + r Ed - nd delta - n deltad,  dbeta2 = ad E + a Ed - pd delta - p deltad,  Ed = G Vd^T
 #pragma once
+#include <utility>
+
 #include "masks.cuh"
 
 namespace rescaled {
 namespace {
 
-// Masks, dropout and bias tangents of a tile's elements: in memory, filled by a loop, so that the unrolled arithmetic
-// stays small where a tile has none of it (the interior of a causal problem, and one without masks and dropout).
-template <class S, int kTiles>
-struct ElementValues {
-  bool weighted, drops, tangents;
-  S log_weights[4 * kTiles], factors[4 * kTiles], bias_tangents[4 * kTiles];
-  RESCALED_MEMBER S log_weight(int j, int x) const { return weighted ? log_weights[4 * j + x] : S(0); }
-  RESCALED_MEMBER S dropout(int j, int x) const { return drops ? factors[4 * j + x] : S(1); }
-  RESCALED_MEMBER S tangent(int j, int x) const { return tangents ? bias_tangents[4 * j + x] : S(0); }
+// Log weights, dropout and bias tangents of a tile's elements (j, x). Of a tile that has none: the interior of a
+// problem without masks, bias and dropout;
+template <class S>
+struct NoValues {
+  static constexpr bool weighted = false;
+  RESCALED_MEMBER S log_weight(int, int) const { return S(0); }
+  RESCALED_MEMBER S dropout(int, int) const { return S(1); }
+  RESCALED_MEMBER S tangent(int, int) const { return S(0); }
 };
-template <class W, class Values>
-RESCALED_DEVICE void fill_values(const W& walk, const Elementwise<typename W::S>& masks, int64_t first,
-                                 bool with_tangents, Values& values) {
-  const int64_t last_row = walk.first_row + kWarpRows * walk.plan.warps - 1, last_column = first + W::kColumns - 1;
-  values.weighted =
-      W::kByKeys ? masks.weighted(first, last_column, last_row) : masks.weighted(walk.first_row, last_row, last_column);
-  values.drops = masks.drops, values.tangents = with_tangents && masks.tangent_bias.data != nullptr;
-  if (!values.weighted && !values.drops && !values.tangents) return;
-  RESCALED_ROLLED for (int i = 0; i < 4 * W::kTiles; ++i) {
-    const int64_t row = walk.row(i % 4 / 2), column = walk.column(first, i / 4, i % 2);
-    const int64_t query = W::kByKeys ? column : row, key = W::kByKeys ? row : column;
-    if (values.weighted) values.log_weights[i] = masks.log_weight(query, key);
-    if (values.drops) values.factors[i] = masks.dropout(query, key);
-    if (values.tangents) values.bias_tangents[i] = masks.tangent(query, key);
+// of one where a problem ends or a causal one's diagonal is: the columns that a row meets are an interval;
+template <class S>
+struct EdgeValues {
+  static constexpr bool weighted = true;
+  int begin[2], count[2];  // of the rows g and g + 8, from this thread's first column
+  RESCALED_MEMBER S log_weight(int j, int x) const {
+    const int offset = 8 * j + x % 2 - begin[x / 2];
+    return static_cast<unsigned>(offset) < static_cast<unsigned>(count[x / 2]) ? S(0) : -infinity<S>();
+  }
+  RESCALED_MEMBER S dropout(int, int) const { return S(1); }
+  RESCALED_MEMBER S tangent(int, int) const { return S(0); }
+};
+template <class W>
+RESCALED_DEVICE EdgeValues<typename W::S> edge_values(const W& walk, int first) {
+  EdgeValues<typename W::S> values;
+  const int offset = first + 2 * walk.t;
+  RESCALED_UNROLL for (int h = 0; h < 2; ++h) {
+    const int row = walk.row(h), least_column = W::kByKeys && walk.p.causal ? row : 0;
+    const int most = !W::kByKeys && walk.p.causal ? least(walk.column_count, row + 1) : walk.column_count;
+    values.begin[h] = least_column - offset;
+    values.count[h] = row < walk.row_count && most > least_column ? most - least_column : 0;
+  }
+  return values;
+}
+// and of any.
+template <class W>
+struct AnyValues {
+  static constexpr bool weighted = true;
+  using S = typename W::S;
+  const W& walk;
+  const Elementwise<S>& masks;
+  const int first;
+  RESCALED_MEMBER int query(int j, int x) const { return W::kByKeys ? walk.column(first, j, x % 2) : walk.row(x / 2); }
+  RESCALED_MEMBER int key(int j, int x) const { return W::kByKeys ? walk.row(x / 2) : walk.column(first, j, x % 2); }
+  RESCALED_MEMBER S log_weight(int j, int x) const { return masks.log_weight(query(j, x), key(j, x)); }
+  RESCALED_MEMBER S dropout(int j, int x) const { return masks.dropout(query(j, x), key(j, x)); }
+  RESCALED_MEMBER S tangent(int j, int x) const { return masks.tangent(query(j, x), key(j, x)); }
+};
+
+enum class Elements { plain, edge, any };
+template <class W>
+RESCALED_DEVICE Elements elements_of(const W& walk, const Elementwise<typename W::S>& masks, int first) {
+  if (masks.is_any()) return Elements::any;
+  const int last_row = walk.first_row + kWarpRows * walk.plan.warps - 1, last_column = first + W::kColumns - 1;
+  const bool ends = last_row >= walk.row_count || last_column >= walk.column_count;
+  const bool crosses = walk.p.causal && (W::kByKeys ? last_row > first : last_column > walk.first_row);
+  return ends || crosses ? Elements::edge : Elements::plain;
+}
+
+template <class Tile>
+RESCALED_DEVICE void copy_tile(Tile& to, const Tile& from) {
+  constexpr int kTiles = sizeof(Tile) / sizeof(to[0]);
+  RESCALED_UNROLL for (int j = 0; j < kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) to[j][x] = from[j][x];
+}
+template <class Function, size_t... n, class Tile, class... Tiles>
+RESCALED_DEVICE void through_memory(Function f, std::index_sequence<n...>, Tile& first, Tiles&... others) {
+  Tile copies[1 + sizeof...(Tiles)];
+  copy_tile(copies[0], first);
+  (copy_tile(copies[n + 1], others), ...);
+  constexpr int kTiles = sizeof(Tile) / sizeof(first[0]);
+  RESCALED_ROLLED for (int j = 0; j < kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x)
+      f(j, x, copies[0][j][x], copies[n + 1][j][x]...);
+  copy_tile(first, copies[0]);
+  (copy_tile(others, copies[n + 1]), ...);
+}
+
+// Calls arithmetic(values, j, x, a[j][x], b[j][x], ...) for each element of a tile. Unrolled in registers, or in a loop
+// through memory where it is rare and would be much code: masks, bias and dropout.
+template <class W, class Arithmetic, class Tile, class... Tiles>
+RESCALED_DEVICE void each_element(const W& walk, const Elementwise<typename W::S>& masks, int first, Elements which,
+                                  Arithmetic arithmetic, Tile& tile, Tiles&... tiles) {
+  using S = typename W::S;
+  const auto unrolled = [&](const auto& values) {
+    RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x)
+        arithmetic(values, j, x, tile[j][x], tiles[j][x]...);
+  };
+  if (which == Elements::plain) {
+    unrolled(NoValues<S>{});
+  } else if (which == Elements::edge) {
+    unrolled(edge_values(walk, first));
+  } else {
+    const AnyValues<W> values{walk, masks, first};
+    const auto rolled = [&](int j, int x, auto&... elements) { arithmetic(values, j, x, elements...); };
+    through_memory(rolled, std::make_index_sequence<sizeof...(Tiles)>{}, tile, tiles...);
   }
 }
 
 // What a query brings: log2 of its normalizer, the same as a power of two and a factor, and for the gradients the
-// numbers of (3) and (5). The gradients' walks read them from arrays [batch][array][queries] of the workspace.
+// numbers of (3) and (5). The gradients' walks read them from arrays [batch][array][padded queries] of the workspace.
 template <class S>
 struct QueryNumbers {
   S shift, exponent, factor, grad_balance, delta, tangent_normalizer, tangent_delta;
@@ -51,27 +122,36 @@ RESCALED_DEVICE void set_normalizer(QueryNumbers<S>& q, S log_normalizer) {
   q.exponent = w.exponent, q.factor = w.factor;
 }
 
-// Number `array` of a query; beyond the problem those of a query without keys.
 template <class S>
-RESCALED_DEVICE S query_number(const AttentionParameters& p, int64_t b, int array, int64_t query) {
-  if (query < p.queries) return static_cast<const S*>(p.workspace)[(b * kQueryArrays + array) * p.queries + query];
-  return array == 0 ? infinity<S>() : array == 1 ? S(-1e30) : array == 2 ? S(1) : S(0);
+RESCALED_DEVICE S* query_numbers(const AttentionParameters& p, int64_t b, int array) {
+  return static_cast<S*>(p.workspace) + (b * kQueryArrays + array) * padded_queries(p);
 }
 template <class S, class Number>
 RESCALED_DEVICE QueryNumbers<S> numbers_from(Number number) {
   return {number(0), number(1), number(2), number(3), number(4), number(5), number(6)};
 }
 
-// a, r and with them n = odd, p = even, from a score in units of log 2.
+// a, r and with them n = odd, p = even, from a product of rows and log2(e) times the scale.
 template <class S>
 struct Weights {
   S even, odd, a, r;
 };
-template <class S, Kinds kKinds>
-RESCALED_DEVICE Weights<S> weights_of(Kind kind, S score, bool weighted, S log_weight, const QueryNumbers<S>& q) {
+template <class T, Kinds kKinds, class Values, class S>
+RESCALED_DEVICE Weights<S> weights_of(Kind kind, S product, S scale, const Values& values, int j, int x,
+                                      const QueryNumbers<S>& q) {
   Weights<S> w;
+  constexpr bool weighted = Values::weighted;
+  const S log_weight = values.log_weight(j, x);
+  const S score = product * scale;  // in units of log 2
   if (kKinds == Kinds::exp || (kKinds == Kinds::all && kind == Kind::exp)) {
     w.even = w.odd = w.a = w.r = exp2_of(weighted ? (score + log_weight) - q.shift : score - q.shift);
+  } else if constexpr (sizeof(T) == 2) {  // enough for 16 bits of output, and a fraction of the operations
+    const S shift = (weighted ? q.shift - log_weight : q.shift) + S(1);
+    const S up = exp2_of(score - shift), down = exp2_of(-score - shift);
+    // Near 0, where the difference cancels, even tanh(ln(2) score).
+    const S near = score * (S(6.931472e-1) - S(1.110082e-1) * (score * score));
+    w.even = up + down, w.odd = absolute(score) < S(0.125) ? w.even * near : up - down;
+    w.a = kind == Kind::sinh ? w.odd : w.even, w.r = kind == Kind::sinh ? w.even : w.odd;
   } else {
     const cuda::Weight<S> weight =
         weighted ? cuda::split_weight<S>(log_weight - q.shift) : cuda::Weight<S>{q.exponent, q.factor};
