@@ -116,10 +116,11 @@ def last_line(output: str) -> str:
 
 def architecture() -> list[str]:
     """Only what this GPU loads of the default list: the rest of the build would be for other machines."""
-    if not torch.cuda.is_available():
-        return []
-    target = {8: "80-real", 9: "90a-real"}.get(torch.cuda.get_device_capability()[0], "90-virtual")
-    return [f"-DRESCALED_CUDA_ARCHITECTURES={target}"]
+    return [f"-DRESCALED_CUDA_ARCHITECTURES={target()}"] if torch.cuda.is_available() else []
+
+
+def target() -> str:
+    return {8: "80-real", 9: "90a-real"}.get(torch.cuda.get_device_capability()[0], "90-virtual")
 
 
 def build(job: Job) -> Row:
@@ -137,6 +138,18 @@ def build(job: Job) -> Row:
     return Row("build", True, f"{time.monotonic() - start:.0f} s, sources {gpu_record.sources_hash()}")
 
 
+def instructions(job: Job) -> tuple[bool, str]:
+    """Whether the instructions' results on this GPU are those that the kernels' twins are held against."""
+    program, source = ROOT / "build" / "gpu" / "instructions", ROOT / "tests" / "cpp" / "instructions.cu"
+    name = target().partition("-")[0]
+    compile_it = ["nvcc", "-std=c++17", "-O2", f"-gencode=arch=compute_{name},code=sm_{name}", "-o", program, source]
+    for command in (compile_it, [program, ROOT / "tests" / "cuda_instructions.txt"]):
+        ((status, output),) = job.run("build", command, log="test.log")
+        if status != 0:
+            break
+    return status == 0, last_line(output)
+
+
 def test(job: Job) -> Row:
     # addopts names options of plugins that this machine may not have.
     pytest = [sys.executable, "-m", "pytest", "-q", "-m", "gpu and not slow", "-o", "addopts=--strict-markers"]
@@ -147,13 +160,14 @@ def test(job: Job) -> Row:
         results = job.run("test", *commands[: len(ALONE)]) + job.run("test", *commands[len(ALONE) :])
         reports = [file.read_text() for file in files if file.exists()]
     ((status, exercise),) = job.run("sanitize", [sys.executable, HERE / "gpu_exercise.py"], log="test.log")
+    same, what = instructions(job)
     counts, primitives = gpu_record.outcome(reports)
     ran = re.search(r"^path (.+), sources (\w+)$", exercise, re.MULTILINE)  # what was loaded, not what lies in the tree
     complete = len(reports) == len(results) and status in (0, 1) and "Traceback" not in exercise
     kernels = ran is not None and ran[1] != "plain"
     for name in PRIMITIVES:
         wrong = re.search(rf" {name}: .* FAILED$", exercise, re.MULTILINE)
-        primitives[name] = primitives[name] and complete and kernels and not wrong
+        primitives[name] = primitives[name] and complete and kernels and same and not wrong
     record = {
         "sources": ran[2] if ran else "unknown",
         "gpu": torch.cuda.get_device_name(),
@@ -167,6 +181,7 @@ def test(job: Job) -> Row:
     (job.out / RECORD.name).write_text(gpu_record.text_of(gpu_record.with_run(gpu_record.load(), record)))
     details = [f"not finished, or not started: {last_line(output)}" for code, output in results if code not in (0, 1, 5)]
     details.append(", ".join(f"{name} {'passed' if passed else 'FAILED'}" for name, passed in primitives.items()))
+    details.append(f"instructions: {what}")
     good = counts["failed"] == 0 and all(primitives.values())
     return Row("test", good, ", ".join(f"{n} {what}" for what, n in counts.items()), details)
 

@@ -10,7 +10,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import torch_rescaled
 
 OPS = torch.ops.torch_rescaled
-pytestmark = pytest.mark.usefixtures("on_device")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -24,6 +24,9 @@ RESCALED_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
 RESCALED_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
 RESCALED_DEVICE unsigned shared_address(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
 RESCALED_DEVICE void block_barrier() { __syncthreads(); }
+// Barrier `id` (1 to 15) of two warpgroups: one arrives and goes on, the other waits for it.
+RESCALED_DEVICE void barrier_arrive(int id) { asm volatile("bar.arrive %0, 256;" ::"r"(id) : "memory"); }
+RESCALED_DEVICE void barrier_sync(int id) { asm volatile("bar.sync %0, 256;" ::"r"(id) : "memory"); }
 RESCALED_DEVICE void warp_barrier() { __syncwarp(); }
 
 template <class T>

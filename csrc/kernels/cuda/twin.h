@@ -29,7 +29,7 @@ struct Copy {  // of 16 bytes, pending until it is waited for
   const void* from;
 };
 
-enum class Wait { nothing, warp, block, done };
+enum class Wait { nothing, warp, block, pair, done };
 
 struct Fiber {
   ucontext_t start;
@@ -38,6 +38,7 @@ struct Fiber {
   bool started = false;
   Wait wait = Wait::nothing;
   int parity = 0;                         // of the exchanges of its warp
+  int pair = 0;                           // the barrier of two warpgroups that it waits at
   std::vector<std::vector<Copy>> groups;  // committed
   std::vector<Copy> copies;               // not yet
 };
@@ -51,6 +52,7 @@ struct Block {
   jmp_buf scheduler;
   std::function<void()> body;
   int threads = 0, current = 0, index = 0;
+  int arrived[16] = {}, waiting[16] = {};  // at the barriers of two warpgroups
 };
 inline Block& block() {
   static Block one;
@@ -101,6 +103,7 @@ inline void run_block(int threads) {
     f.started = false, f.wait = Wait::nothing, f.parity = 0;
     f.groups.clear(), f.copies.clear();
   }
+  for (int id = 0; id < 16; ++id) b.arrived[id] = b.waiting[id] = 0;
   const int warps = threads / 32;
   const bool backwards = reversed();
   int live = threads;
@@ -124,6 +127,13 @@ inline void run_block(int threads) {
           for (int i = first; i < first + 32; ++i) b.fibers[i].wait = Wait::nothing;
         again = waiting == 32;
       }
+    }
+    for (int id = 0; id < 16; ++id) {
+      if (b.arrived[id] > 128) throw std::runtime_error("twin: a barrier of two warpgroups is reached twice by one");
+      if (b.arrived[id] < 128 || b.waiting[id] < 128) continue;
+      b.arrived[id] = b.waiting[id] = 0;
+      for (int i = 0; i < threads; ++i)
+        if (b.fibers[i].wait == Wait::pair && b.fibers[i].pair == id) b.fibers[i].wait = Wait::nothing, moved = true;
     }
     int waiting = 0;
     for (int i = 0; i < threads; ++i) waiting += b.fibers[i].wait == Wait::block;
@@ -163,6 +173,12 @@ RESCALED_DEVICE int block_index() { return twin::block().index; }
 RESCALED_DEVICE int block_threads() { return twin::block().threads; }
 RESCALED_DEVICE uintptr_t shared_address(const void* p) { return reinterpret_cast<uintptr_t>(p); }
 RESCALED_DEVICE void block_barrier() { twin::yield(twin::Wait::block); }
+RESCALED_DEVICE void barrier_arrive(int id) { ++twin::block().arrived[id]; }
+RESCALED_DEVICE void barrier_sync(int id) {
+  ++twin::block().waiting[id];
+  twin::block().fibers[twin::block().current].pair = id;
+  twin::yield(twin::Wait::pair);
+}
 RESCALED_DEVICE void warp_barrier() { twin::yield(twin::Wait::warp); }
 
 template <class T>

@@ -2,6 +2,7 @@
 // Products of a warpgroup (4 warps, 64 rows) by Hopper's asynchronous tensor-core instructions, each with its twin for
 // the CPU. Operands lie in shared memory as panels: 64 columns of 16-bit elements, a row 128 bytes, whose units of 16
 // bytes are permuted (the instruction's "128-byte swizzle"), so that rows and columns both are read without conflicts.
+// A tile begins at a multiple of 1024 bytes.
 // Layouts: the PTX manual's "Asynchronous Warpgroup Level Matrix Instructions".
 //
 // A warp's part of an accumulator of 64 x 8 n is that of n accumulators of 16 x 8 (ptx.cuh), and so is A in registers.
@@ -16,7 +17,7 @@
 
 namespace rescaled {
 
-constexpr int kPanelColumns = 64, kPanelAlignment = 1024, kGroupWarps = 4, kGroupRows = 64;
+constexpr int kPanelColumns = 64, kGroupWarps = 4, kGroupRows = 64;
 
 // Where the unit of 8 elements with row r and column c (a multiple of 8) begins, in a tile of `rows` (a multiple of 8).
 RESCALED_DEVICE int panel_offset(int rows, int r, int c) {
@@ -61,18 +62,6 @@ RESCALED_DEVICE void group_commit() {
 RESCALED_DEVICE void group_wait() {
 #if !defined(RESCALED_TWIN) && RESCALED_HAS_WARPGROUPS
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-#endif
-}
-// The two warpgroups of a block take turns at the tensor cores: while one has its products the other has its arithmetic.
-// One passes the turn, the other waits for it. It changes no result, and has no twin.
-RESCALED_DEVICE void pass_turn() {
-#if !defined(RESCALED_TWIN)
-  asm volatile("bar.arrive 1, 256;" ::: "memory");
-#endif
-}
-RESCALED_DEVICE void take_turn() {
-#if !defined(RESCALED_TWIN)
-  asm volatile("bar.sync 1, 256;" ::: "memory");
 #endif
 }
 // What this thread wrote into shared memory is seen by the products of whoever meets it at a barrier.

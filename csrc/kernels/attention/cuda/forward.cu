@@ -53,13 +53,13 @@ RESCALED_DEVICE void forward_block(const AttentionParameters& p, const Plan& pla
             share = (tiles + splits - 1) / splits, begin = split * share, count = least(tiles - begin, share);
   walk.pipeline(
       count, [&](int i, int stage) { walk.load_columns(stage, (begin + i) * W::kColumns); },
-      [&](int i, int stage, auto meanwhile) {
+      [&](int i, int stage, auto next) {
         const int first = (begin + i) * W::kColumns;
         typename W::Scores score;
         walk.begin_products();
         walk.template product<false>(score, 0, 0, stage, first);
         walk.end_products();
-        meanwhile();
+        next.load();
         walk.settle();
         // The exponents' maximum; a NaN is passed over, its weight is none the less one.
         const Elements which = elements_of(walk, masks, first);
@@ -94,6 +94,7 @@ RESCALED_DEVICE void forward_block(const AttentionParameters& p, const Plan& pla
           product = w.a * values.dropout(j, x);
         };
         each_element(walk, masks, first, which, weigh, score);
+        next.announce();
         walk.accumulate(out, score, 1, stage, first);
         walk.settle();
       });

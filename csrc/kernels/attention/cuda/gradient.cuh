@@ -20,9 +20,9 @@ struct GradientTile {
 };
 
 // `numbers(j, x)` are those of the query of element x of tile j.
-template <class T, Pass kPass, Kinds kKinds, class W, class Numbers, class Meanwhile>
+template <class T, Pass kPass, Kinds kKinds, class W, class Numbers, class Next>
 RESCALED_DEVICE void gradient_tile(const W& walk, int stage, int first, int parity, GradientTile<W>& tile,
-                                   Numbers numbers, Meanwhile meanwhile) {
+                                   Numbers numbers, Next next) {
   using S = typename W::S;
   constexpr bool kSecond = is_second(kPass), kByKeys = W::kByKeys;
   walk.begin_products();
@@ -34,7 +34,7 @@ RESCALED_DEVICE void gradient_tile(const W& walk, int stage, int first, int pari
     walk.template product<kByKeys>(tile.tangent_e, kByKeys ? 3 : 1, kByKeys ? 1 : 3, stage, first, parity);
   }
   walk.end_products();
-  meanwhile();
+  next.load();
   walk.settle();
   const Kind kind = walk.p.kind;
   const S scale = static_cast<S>(walk.p.scale * kLog2e), tangent_scale = static_cast<S>(walk.p.scale);
@@ -57,6 +57,7 @@ RESCALED_DEVICE void gradient_tile(const W& walk, int stage, int first, int pari
     };
     each_element(walk, masks, first, which, weigh_first, tile.value, tile.second);
   }
+  next.announce();
 }
 
 }  // namespace

@@ -33,11 +33,11 @@ RESCALED_DEVICE void bias_block(const AttentionParameters& p, const Plan& plan) 
       const auto first_key = [&](int64_t i) { return (key_block + i) * W::kColumns; };
       walk.pipeline(
           count, [&](int i, int stage) { walk.load_columns(stage, first_key(i)); },
-          [&](int i, int stage, auto meanwhile) {
+          [&](int i, int stage, auto next) {
             GradientTile<W> tile;
             gradient_tile<T, kPass, kKinds>(
                 walk, stage, first_key(i), 0, tile,
-                [&](int, int x) -> const QueryNumbers<S>& { return numbers[x / 2]; }, meanwhile);
+                [&](int, int x) -> const QueryNumbers<S>& { return numbers[x / 2]; }, next);
             RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) sum[j][x] +=
                 tile.second[j][x];
           });

@@ -24,7 +24,10 @@ RESCALED_DEVICE void key_block(const AttentionParameters& p, const Plan& plan) {
       tiles * group,
       [&](int i, int stage) {
         const int64_t problem = kv * group + head(i);
-        if (i == head(i) * tiles) walk.set_problem(problem, parity(i));
+        if (i == head(i) * tiles) {
+          if (W::kIsGroup && i > 0) block_barrier();  // both warpgroups are done with the head before the last
+          walk.set_problem(problem, parity(i));
+        }
         if (i == 0) walk.load_rows();
         walk.load_columns(stage, first_query(i), parity(i));
         S* const to = walk.numbers(stage);
@@ -34,7 +37,7 @@ RESCALED_DEVICE void key_block(const AttentionParameters& p, const Plan& plan) {
           copy_async(to + array * W::kColumns + c, query_numbers<S>(p, problem, array) + first_query(i) + c);
         }
       },
-      [&](int i, int stage, auto meanwhile) {
+      [&](int i, int stage, auto next) {
         const int first = first_query(i);
         GradientTile<W> tile;
         const S* const from = walk.numbers(stage);
@@ -42,7 +45,7 @@ RESCALED_DEVICE void key_block(const AttentionParameters& p, const Plan& plan) {
           const S* const mine = from + 8 * j + 2 * walk.t + x % 2;
           return numbers_from<S>([&](int array) { return mine[array * W::kColumns]; });
         };
-        gradient_tile<T, kPass, kKinds>(walk, stage, first, parity(i), tile, numbers, meanwhile);
+        gradient_tile<T, kPass, kKinds>(walk, stage, first, parity(i), tile, numbers, next);
         // A warpgroup's products go on without a question between them.
         if (W::kIsGroup || p.grad_value.data != nullptr)
           walk.accumulate(grad_value, tile.value, 1, stage, first, parity(i));

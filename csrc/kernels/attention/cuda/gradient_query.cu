@@ -60,12 +60,11 @@ RESCALED_DEVICE void query_block(const AttentionParameters& p, const Plan& plan)
   typename W::Outputs out = {};
   walk.pipeline(
       walk.last_tile(), [&](int i, int stage) { walk.load_columns(stage, i * W::kColumns); },
-      [&](int i, int stage, auto meanwhile) {
+      [&](int i, int stage, auto next) {
         const int first = i * W::kColumns;
         GradientTile<W> tile;
         gradient_tile<T, kPass, kKinds>(
-            walk, stage, first, 0, tile, [&](int, int x) -> const QueryNumbers<S>& { return numbers[x / 2]; },
-            meanwhile);
+            walk, stage, first, 0, tile, [&](int, int x) -> const QueryNumbers<S>& { return numbers[x / 2]; }, next);
         walk.accumulate(out, tile.second, 0, stage, first);
         if constexpr (is_second(kPass)) walk.accumulate(out, tile.first, 2, stage, first);
         walk.settle();

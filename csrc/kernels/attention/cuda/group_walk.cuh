@@ -18,6 +18,8 @@ struct GroupWalk : Place<T, kPass, kPath, kKinds> {
   using typename Base::S;
   using typename Base::Scores;
   static constexpr int kSize = group_size(kPath), kRows = kWarpRows * kMaxWarps;
+  static constexpr int kStages = group_layout(kPass, kPath, kKinds).stages;
+  static_assert(2 * group_layout(kPass, kPath, kKinds).elements + 2 * kProblemBytes <= 227 << 10);
   const int group;  // which warpgroup of the block this is
 
   RESCALED_MEMBER GroupWalk(const AttentionParameters& p, const Plan& plan, unsigned char* memory)
@@ -81,34 +83,72 @@ struct GroupWalk : Place<T, kPass, kPath, kKinds> {
   }
   RESCALED_MEMBER void settle() const { group_wait(); }
 
-  // The second of two warpgroups begins its products of a tile when the first has asked for its own.
+  // The second of two warpgroups begins its products of a tile when the first has asked for its own: then one has the
+  // tensor cores while the other has its arithmetic.
   RESCALED_MEMBER void begin_products() const {
-    if (plan.warps == kMaxWarps && group > 0) take_turn();
+    if (two_groups() && group > 0) barrier_sync(kTurn);
   }
   RESCALED_MEMBER void end_products() const {
-    if (plan.warps == kMaxWarps && group == 0) pass_turn();
+    if (two_groups() && group == 0) barrier_arrive(kTurn);
   }
 
-  // Calls step(i, stage, meanwhile) for i in [0, count), with what load(i, stage) copied in shared memory. A step calls
-  // meanwhile(), which asks for the next tile, once: after its first products, for they need no thread.
+  // Calls step(i, stage, next) for i in [0, count), with what load(i, stage) copied in shared memory. A step calls,
+  // once each: next.load(), which asks for the next tile, after its first products, for they need no thread; and
+  // next.announce() when that should have come, before its last products.
   template <class Load, class Step>
   RESCALED_MEMBER void pipeline(int count, Load load, Step step) const {
     if (count > 0) load(0, 0);
     copy_commit();
+    arrive();
+    int stage = 0;
     RESCALED_ROLLED for (int i = 0; i < count; ++i) {
-      copy_wait<0>();
-      products_fence();
-      block_barrier();  // this tile is there, and the one before is read
-      step(i, i & 1, [&] {
-        if (i + 1 < count) load(i + 1, (i + 1) & 1);
-        copy_commit();
-      });
+      const int next = stage + 1 == kStages ? 0 : stage + 1;
+      if (i > 0) meet(i);
+      step(i, stage, Next<Load>{*this, load, i + 1, next, i + 1 < count});
+      stage = next;
     }
     copy_wait<0>();
     block_barrier();
   }
 
  private:
+  RESCALED_MEMBER bool two_groups() const { return plan.warps == kMaxWarps; }
+
+  // What this thread copied is there for the products of all.
+  RESCALED_MEMBER void arrive() const {
+    copy_wait<0>();
+    products_fence();
+    block_barrier();
+  }
+  // With three stages a warpgroup need not wait until the other is done with a tile: it knows that the next one is
+  // there, each half copied by one of them, when the other says so, which is then done with the tile before the last.
+  // Either may be a tile ahead of the other, so that even and odd tiles have barriers of their own.
+  static constexpr int kTurn = 1, kFirst = 2, kSecond = 4;
+  RESCALED_MEMBER void announce(int i) const {
+    if (kStages == 2 || !two_groups()) return;
+    copy_wait<0>();
+    products_fence();
+    barrier_arrive((group == 0 ? kFirst : kSecond) + (i & 1));
+  }
+  RESCALED_MEMBER void meet(int i) const {
+    if (kStages == 2 || !two_groups()) return arrive();
+    barrier_sync((group == 0 ? kSecond : kFirst) + (i & 1));
+  }
+  template <class Load>
+  struct Next {
+    const GroupWalk& walk;
+    const Load& ask;
+    int i, stage;
+    bool exists;
+    RESCALED_MEMBER void load() const {
+      if (exists) ask(i, stage);
+      copy_commit();
+    }
+    RESCALED_MEMBER void announce() const {
+      if (exists) walk.announce(i);
+    }
+  };
+
   // to = rows [first_row, first_row + tile_rows) of m, 0 beyond `rows` and `columns`, in panels of kTileRows. A thread
   // keeps its unit of 8 columns; its rows are a multiple of 8 apart, so that the permutation of its units is one.
   template <int kTileRows>

@@ -29,7 +29,7 @@ RESCALED_DEVICE void jvp_block(const AttentionParameters& p, const Plan& plan) {
   S log_tangent[2] = {}, balance_tangent[2] = {};  // ld and the sum of r Sd + a betad
   walk.pipeline(
       walk.last_tile(), [&](int i, int stage) { walk.load_columns(stage, i * W::kColumns); },
-      [&](int i, int stage, auto meanwhile) {
+      [&](int i, int stage, auto next) {
         const int first = i * W::kColumns;
         typename W::Scores score, tangent;
         walk.begin_products();
@@ -37,7 +37,7 @@ RESCALED_DEVICE void jvp_block(const AttentionParameters& p, const Plan& plan) {
         walk.template product<false>(tangent, 2, 0, stage, first);
         walk.template product<false, true>(tangent, 0, 2, stage, first);
         walk.end_products();
-        meanwhile();
+        next.load();
         walk.settle();
         const auto weigh = [&](const auto& values, int j, int x, S& product, S& tangent_product) {
           const Weights<S> w = weights_of<T, kKinds>(p.kind, product, scale, values, j, x, numbers[x / 2]);
@@ -48,6 +48,7 @@ RESCALED_DEVICE void jvp_block(const AttentionParameters& p, const Plan& plan) {
           product = w.a * drop, tangent_product = moved * drop;
         };
         each_element(walk, masks, first, elements_of(walk, masks, first), weigh, score, tangent);
+        next.announce();
         walk.accumulate(out, tangent, 1, stage, first);
         walk.accumulate(out, score, 3, stage, first);
         walk.settle();

@@ -99,7 +99,7 @@ RESCALED_HOST_DEVICE int64_t padded_queries(const AttentionParameters& p) { retu
 // Where the tiles lie in shared memory behind the block's problems (walk.cuh), in elements; -1: absent.
 struct Layout {
   int row[kOperands] = {}, column[kOperands] = {}, numbers = 0;  // the latter two of stage 0
-  int stage = 0, elements = 0;                                   // elements of one stage; of all
+  int stage = 0, elements = 0, stages = 1;                       // elements of one stage; of all; how many stages
 };
 template <class T>
 RESCALED_HOST_DEVICE int tile_ld(int64_t columns) {  // padded so that no two rows of a fragment share a bank
@@ -126,7 +126,10 @@ RESCALED_HOST_DEVICE constexpr Layout group_layout(Pass pass, Path path, Kinds k
   l.numbers = l.elements + l.stage;
   constexpr int aligned = kProblemBytes / 2;
   if (by_keys(pass)) l.stage += (kQueryArrays * columns * 2 + aligned - 1) / aligned * aligned;
-  l.elements += 2 * l.stage;
+  // Three stages, if they fit, let the two warpgroups be at different tiles (group_walk.cuh).
+  const int most = (227 << 10) / 2 - 2 * aligned;  // Hopper's, less the problems and their alignment
+  l.stages = l.elements + 3 * l.stage <= most ? 3 : 2;
+  l.elements += l.stages * l.stage;
   return l;
 }
 template <class T>
@@ -148,7 +151,8 @@ RESCALED_HOST_DEVICE Layout layout_of(const AttentionParameters& p, Pass pass, c
   if (!resident) l.stage = columns * tile_ld<T>(wide);
   l.numbers = l.elements + l.stage;
   if (keys) l.stage += kQueryArrays * columns * kPerNumber<T>;
-  l.elements += plan.stages * l.stage;
+  l.stages = plan.stages;
+  l.elements += l.stages * l.stage;
   const int leaving = rows * kStoreLd * kPerNumber<T>;
   if (l.elements < leaving) l.elements = leaving;
   return l;

@@ -96,8 +96,13 @@ struct WarpWalk : Place<T, kPass, kPath, kKinds> {
     block_barrier();
   }
 
-  // Calls step(i, stage, meanwhile) for i in [0, count), with what load(i, stage) copied in shared memory; one tile
-  // ahead where there are two stages. The rows' copies arrive with the first. A step calls meanwhile() once.
+  struct Next {  // what a warpgroup's step says and asks for (group_walk.cuh)
+    RESCALED_MEMBER void load() const {}
+    RESCALED_MEMBER void announce() const {}
+  };
+
+  // Calls step(i, stage, next) for i in [0, count), with what load(i, stage) copied in shared memory; one tile
+  // ahead where there are two stages. The rows' copies arrive with the first.
   template <class Load, class Step>
   RESCALED_MEMBER void pipeline(int count, Load load, Step step) const {
     const int ahead = plan.stages - 1;
@@ -111,7 +116,7 @@ struct WarpWalk : Place<T, kPass, kPath, kKinds> {
       else
         copy_wait<0>();
       block_barrier();
-      step(i, i & ahead, [] {});
+      step(i, i & ahead, Next{});
       block_barrier();
     }
     copy_wait<0>();
