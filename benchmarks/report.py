@@ -211,6 +211,28 @@ def matrix_regression_markdown(result: dict[str, Any]) -> str:
     return "\n\n".join(text)
 
 
+def gpu_markdown(result: dict[str, Any]) -> str:
+    """Rates, and times of the peers over ours; a row for each piece, kind and mask, a column for each size."""
+    sizes = list(dict.fromkeys((entry["head_size"], entry["length"]) for entry in result["timings"]))
+    peers = list(dict.fromkeys(peer for entry in result["timings"] for peer in entry["ratios"]))
+    cells: dict[tuple[Any, ...], dict[tuple[int, int], str]] = {}
+    for entry in result["timings"]:
+        rate = f"{entry['contestants'][OURS]['tflops']:.0f}"
+        ratios = [f"{entry['ratios'][peer]:.2f}" if peer in entry["ratios"] else "-" for peer in peers]
+        row = cells.setdefault((entry["piece"], entry["kind"], entry["is_causal"]), {})
+        row[entry["head_size"], entry["length"]] = f"{rate} ({', '.join(ratios)})" if entry["ratios"] else rate
+    rows = [["", *(f"D {head_size}, N {length}" for head_size, length in sizes)]]
+    for (piece, kind, is_causal), row in cells.items():
+        name = ", ".join(filter(None, [NAMES[piece], kind, "causal" if is_causal else ""]))
+        rows.append([name, *(row.get(size, "") for size in sizes)])
+    text = f"{result['gpu']}, torch {result['torch']}, commit {result['commit']}, {result['date']}; a matrix product "
+    text += (
+        f"of 8192 reaches {result['matmul_tflops']:.0f} TFLOP/s there. bfloat16, B·H N = 65536: TFLOP/s on the standard count of "
+    )
+    text += f"operations, and in brackets the time of {', '.join(peers)} over ours:"
+    return f"{text}\n\n{markdown_table(rows)}"
+
+
 def best_runs(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of every optimizer and number of steps, in their order, that with the lowest loss at the end."""
     best: dict[tuple[str, int], dict[str, Any]] = {}
@@ -247,6 +269,7 @@ def replaced(page: str, benchmark: str, content: str) -> str:
 
 RENDERERS = {
     "attention": markdown,
+    "attention_gpu": gpu_markdown,
     "attention_shapes": shapes_markdown,
     "loss": loss_markdown,
     "curvature": curvature_markdown,
@@ -255,6 +278,7 @@ RENDERERS = {
 }
 PAGES = {
     "attention_cpu.json": "README.md",
+    "attention_gpu.json": "README.md",
     "attention_cpu_shapes.json": "docs/attention.md",
     "loss_cpu.json": "docs/losses.md",
     "curvature_cpu.json": "docs/optim.md",
