@@ -10,12 +10,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import torch_rescaled
 
 OPS = torch.ops.torch_rescaled
+pytestmark = pytest.mark.usefixtures("on_device")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=dtype_name)
 @pytest.mark.parametrize("causal", [False, True])
-def test_weights_are_bit_identical_in_all_derivatives(kind, dtype, causal):
+def test_weights_are_bit_identical_in_all_derivatives(kind, dtype, causal, device):
     """With V, its tangent or the cotangent the identity, each primitive returns the weights a themselves."""
     n, m, d = 37, 53, 20
     q, k = 6 * torch.randn(n, d, dtype=dtype), torch.randn(m, d, dtype=dtype)
@@ -37,7 +38,11 @@ def test_weights_are_bit_identical_in_all_derivatives(kind, dtype, causal):
     second = OPS._attention_double_backward(
         None, None, None, tangent, cotangent, None, None, *values, *saved_values, *settings, [False] * 5 + [True, False]
     )[5].mT
-    assert torch.equal(second, by_jvp * (tangent - tangent_normalizer.unsqueeze(-1)))
+    expected = by_jvp * (tangent - tangent_normalizer.unsqueeze(-1))
+    if device == "cuda" and dtype == torch.float32:  # three TF32 products keep 22 bits of a weight, and of its tangent
+        torch.testing.assert_close(second, expected, rtol=2**-20, atol=1e-30)
+    else:
+        assert torch.equal(second, expected)
     relative = (saved[0] - by_jvp).abs().max() / by_jvp.abs().max()  # the forward divides by its own normalizer
     assert relative <= 300 * torch.finfo(dtype).eps
 

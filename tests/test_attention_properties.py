@@ -4,7 +4,7 @@
 import pytest
 import torch
 from helpers import DTYPES, KINDS, Case, check
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from torch_rescaled import attention, attention_with_normalizer
@@ -43,24 +43,30 @@ PROBLEM = {
 }
 
 
-def against_the_oracle(case, kind, dtype, seed):
+def against_the_oracle(case, kind, dtype, seed, device):
     torch.manual_seed(seed)
-    check(case, dtype, kind)
+    check(case, dtype, kind, device=device)
+
+
+# The device is the same for all examples.
+DEVICE = {"suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 
 @given(**PROBLEM)
-@settings(max_examples=80)
-def test_against_the_oracle(case, kind, dtype, seed):
-    against_the_oracle(case, kind, dtype, seed)
+@settings(max_examples=80, **DEVICE)
+def test_against_the_oracle(case, kind, dtype, seed, device):
+    against_the_oracle(case, kind, dtype, seed, device)
 
 
 @pytest.mark.slow
 @given(**PROBLEM)
-@settings(max_examples=2000)
-def test_against_the_oracle_at_length(case, kind, dtype, seed):
-    against_the_oracle(case, kind, dtype, seed)
+@settings(max_examples=2000, **DEVICE)
+def test_against_the_oracle_at_length(case, kind, dtype, seed, device):
+    against_the_oracle(case, kind, dtype, seed, device)
 
 
+@pytest.mark.usefixtures("on_device")
+@settings(**DEVICE)
 @given(size=st.floats(1e-3, 1e3), kind=st.sampled_from(KINDS), seed=st.integers(0, 1000))
 def test_any_scale_is_finite_and_bounded(size, kind, seed):
     torch.manual_seed(seed)
@@ -72,6 +78,8 @@ def test_any_scale_is_finite_and_bounded(size, kind, seed):
     assert (output.abs() <= v.abs().amax() * (1 + 1e-5)).all() and (balance.abs() <= 1 + 1e-5).all()
 
 
+@pytest.mark.usefixtures("on_device")
+@settings(**DEVICE)
 @given(kind=st.sampled_from([*KINDS, "signed"]), seed=st.integers(0, 1000))
 def test_order_of_keys_does_not_matter(kind, seed):
     torch.manual_seed(seed)
@@ -82,6 +90,8 @@ def test_order_of_keys_does_not_matter(kind, seed):
         torch.testing.assert_close(x, y)
 
 
+@pytest.mark.usefixtures("on_device")
+@settings(**DEVICE)
 @given(kind=st.sampled_from(["exp", "cosh", "signed"]), shift=st.floats(-300, 300), seed=st.integers(0, 1000))
 def test_a_constant_log_weight_moves_only_the_normalizer(kind, shift, seed):
     torch.manual_seed(seed)

@@ -11,11 +11,14 @@ from torch.utils._pytree import tree_leaves
 from torch_rescaled import attention, attention_with_normalizer
 
 ALL = (0, 1, 2, 3)
-pytestmark = pytest.mark.filterwarnings("ignore:torch_rescaled.*plain-tensor path")
+pytestmark = [
+    pytest.mark.usefixtures("on_device"),
+    pytest.mark.filterwarnings("ignore:torch_rescaled.*plain-tensor path"),
+]
 
 
 @pytest.fixture(params=KINDS)
-def problem(request):
+def problem(request, on_device):
     kind = request.param
     x = [torch.randn(s, dtype=torch.float64) for s in ((2, 2, 4, 3), (2, 1, 5, 3), (2, 1, 5, 2), (1, 2, 4, 5))]
 
@@ -78,7 +81,7 @@ def dense_attention(q, k, v, mask, kind):
 
 
 @pytest.fixture(params=[*KINDS, "signed"])
-def masked_problem(request):
+def masked_problem(request, on_device):
     """The public operator under a boolean mask; scores are positive, away from the pole of sinh."""
     kind = request.param
     x = [torch.rand(s, dtype=torch.float64) + 0.2 for s in ((2, 4, 3), (1, 5, 3), (1, 5, 2))]
