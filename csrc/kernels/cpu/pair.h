@@ -73,8 +73,7 @@ static void pack_pairs_transposed(InputView m, int64_t rows, int64_t columns, in
   for (int64_t i = 0; i < count; i += 16)
     for (int64_t j = 0; j < height; j += 16) {
       FloatVector x[16];
-      RESCALED_UNROLL for (int r = 0; r < 16; ++r) x[r] =
-          (FloatVector)load_pairs<kAcross>(m, rows, columns, i + r, j);
+      RESCALED_UNROLL for (int r = 0; r < 16; ++r) x[r] = (FloatVector)load_pairs<kAcross>(m, rows, columns, i + r, j);
       transpose_square<float>(x);
       RESCALED_UNROLL for (int r = 0; r < 16; ++r) _mm512_storeu_si512(to + (j + r) * ld + i, (PairVector)x[r]);
     }

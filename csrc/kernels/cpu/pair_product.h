@@ -7,6 +7,14 @@
 namespace rescaled::RESCALED_ISA {
 namespace {
 
+// Pairs that a product over `depth` elements reads: a multiple of a tile's depth, or no more than there are.
+#if defined(__AMX_BF16__)
+constexpr int64_t kDepthStep = 16;
+#else
+constexpr int64_t kDepthStep = 1;
+#endif
+RESCALED_INLINE int64_t pairs_of(int64_t depth) { return round_up((depth + 1) / 2, kDepthStep); }
+
 #if defined(__AMX_BF16__)
 // Of which GCC's intrinsics that load tiles say nothing (12 to 14): without it stores before them are moved past them.
 RESCALED_INLINE void memory_is_read() { asm volatile("" ::: "memory"); }
@@ -75,7 +83,8 @@ RESCALED_INLINE void tile_product(int64_t depth, bool add, Rows<Pair> a, const P
   }
 }
 
-// out[rows][kVectors vectors] (+)= a b with b [depth][kVectors vectors]; rows of a multiple of kTileRows, depth of 16.
+// out[rows][kVectors vectors] (+)= a b with b [depth][kVectors vectors]; rows of a multiple of kTileRows, depth of
+// kDepthStep.
 template <int kVectors>
 static __attribute__((noinline)) void pair_product(int64_t rows, int64_t depth, bool add, Rows<Pair> a, const Pair* b,
                                                    int64_t ldb, float* out, int64_t ld) {

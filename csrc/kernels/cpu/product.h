@@ -45,16 +45,17 @@ static __attribute__((noinline)) void product_sum(int64_t rows, int64_t depth, R
                                                   const T* b1, Sum<T>* out) {
   constexpr int64_t lanes = kVectors * kLanes<Sum<T>>;
   const bool first = a0.data && b0, second = a1.data && b1;
-  if constexpr (!kPairs<T>) if (first && second && 2 * depth <= kDepthBlock<T>) {
-    for (int64_t i = 0; i < rows; i += kTileRows) {
-      Tile<T, kTileRows, kVectors> c;
-      tile_clear<T, kTileRows, kVectors>(c);
-      multiply<T, kTileRows, kVectors, false>(depth, a0.data + i * a0.ld, a0.ld, b0, lanes, c);
-      multiply<T, kTileRows, kVectors, false>(depth, a1.data + i * a1.ld, a1.ld, b1, lanes, c);
-      tile_store<T, kTileRows, kVectors>(c, out + i * lanes, lanes);
+  if constexpr (!kPairs<T>)
+    if (first && second && 2 * depth <= kDepthBlock<T>) {
+      for (int64_t i = 0; i < rows; i += kTileRows) {
+        Tile<T, kTileRows, kVectors> c;
+        tile_clear<T, kTileRows, kVectors>(c);
+        multiply<T, kTileRows, kVectors, false>(depth, a0.data + i * a0.ld, a0.ld, b0, lanes, c);
+        multiply<T, kTileRows, kVectors, false>(depth, a1.data + i * a1.ld, a1.ld, b1, lanes, c);
+        tile_store<T, kTileRows, kVectors>(c, out + i * lanes, lanes);
+      }
+      return;
     }
-    return;
-  }
   if (first) product_block<T, kVectors>(rows, depth, false, a0, b0, out);
   if (second) product_block<T, kVectors>(rows, depth, first, a1, b1, out);
   if (!first && !second) std::memset(out, 0, sizeof(Sum<T>) * round_up(rows, kTileRows) * lanes);

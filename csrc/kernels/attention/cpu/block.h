@@ -10,7 +10,8 @@
 namespace rescaled::RESCALED_ISA {
 namespace {
 
-// Calls f with the type of the factors: of products of this instruction set, pairs alone (the others are its fallback's).
+// Calls f with the type of the factors: of products of this instruction set, pairs alone (the others are its
+// fallback's).
 template <class E>
 struct Factor {
   using Type = E;

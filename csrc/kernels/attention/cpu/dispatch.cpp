@@ -27,20 +27,18 @@ RESCALED_DECLARE(amx_bf16)
 namespace {
 
 // All four primitives of one problem agree, so that they form the same scores.
-bool in_pairs(const AttentionParameters& p) {
-  return p.query.dtype == DType::bfloat16 && p.queries > kFewQueries;
-}
-template <AttentionProgram (*kPairs)(const AttentionParameters&), AttentionProgram (*kOthers)(const AttentionParameters&)>
+bool in_pairs(const AttentionParameters& p) { return p.query.dtype == DType::bfloat16 && p.queries > kFewQueries; }
+template <AttentionProgram (*kPairs)(const AttentionParameters&),
+          AttentionProgram (*kOthers)(const AttentionParameters&)>
 AttentionProgram by_type(const AttentionParameters& p) {
   return in_pairs(p) ? kPairs(p) : kOthers(p);
 }
 
 }  // namespace
-#define RESCALED_PAIR_KERNELS(isa)                                              \
-  {by_type<isa::attention_forward, avx512::attention_forward>,                  \
-   by_type<isa::attention_forward_jvp, avx512::attention_forward_jvp>,          \
-   by_type<isa::attention_jvp, avx512::attention_jvp>,                          \
-   by_type<isa::attention_backward, avx512::attention_backward>,                \
+#define RESCALED_PAIR_KERNELS(isa)                                                                                   \
+  {by_type<isa::attention_forward, avx512::attention_forward>,                                                       \
+   by_type<isa::attention_forward_jvp, avx512::attention_forward_jvp>,                                               \
+   by_type<isa::attention_jvp, avx512::attention_jvp>, by_type<isa::attention_backward, avx512::attention_backward>, \
    by_type<isa::attention_double_backward, avx512::attention_double_backward>}
 #endif
 

@@ -85,13 +85,13 @@ static void forward_jvp_block(const AttentionParameters& p, const Problem& probl
   const bool has_weights = weighted(p, block.query, block.key + block.rows - 1);
   refer<E, kTwoSided, kVectors>(p, problem, block, has_weights, in.key, panel.query, panel.reference, s.scores,
                                 s.weights, reference, correction);
-  product_sum<E, kVectors>(block.rows, depth_of<E>(p.head_size), tangent.query ? in.key : none, tangent.query, in.tangent_key,
-                           panel.query, s.score_tangents);
+  product_sum<E, kVectors>(block.rows, depth_of<E>(p.head_size), tangent.query ? in.key : none, tangent.query,
+                           in.tangent_key, panel.query, s.score_tangents);
   if (p.tangent_bias) fill_elements<T, Lanes::queries>(problem.tangent_bias, block, T(1), s.bias_tangents, lanes);
   BlockSums<T, kVectors> sums;
-  exponentiate_tangents<T, kTwoSided, kVectors>(p.kind == Kind::sinh, block.rows, tangent_scale<E>(p), has_weights ? s.weights : nullptr,
-                                                p.tangent_bias ? s.bias_tangents : nullptr, reference, s.scores,
-                                                s.score_tangents, sums);
+  exponentiate_tangents<T, kTwoSided, kVectors>(
+      p.kind == Kind::sinh, block.rows, tangent_scale<E>(p), has_weights ? s.weights : nullptr,
+      p.tangent_bias ? s.bias_tangents : nullptr, reference, s.scores, s.score_tangents, sums);
   RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) {
     const auto add = [&](T* all, Vec<T> more) {
       store<T>(all + j * kLanes<T>, load(all + j * kLanes<T>) * correction[j] + more);

@@ -109,14 +109,14 @@ template <class E>
 struct GradientScratch {
   using T = Sum<E>;
   static constexpr int kSumPanels = kPairs<E> ? 1 : kKeyPanels;
-  static constexpr int64_t kRowLd = kMostKeysPerBlock<E> / 2 + 16;     // of such rows: an odd number of lines
-  E *key, *value, *tangent_key, *tangent_value;                // [kKeyPanels][depth][kPanel]
-  T *grad_key, *grad_value;                                    // [kKeyPanels][depth, padded to kTileRows][kPanel]
-  E *key_rows, *tangent_key_rows;                              // [kMostKeysPerBlock][packed_ld]; pairs: of keys
-  T *value_weights, *score_gradient, *tangent_score_gradient;  // [kSumPanels][kQueryBlock][kPanel]
-  T *weights, *bias_tangents, *dropout, *tangent_e;            // [kQueryBlock][kPanel]
-  E *value_pairs, *score_pairs, *tangent_score_pairs;          // [kQueryBlock / 2][kPanel]
-  E *score_rows, *tangent_score_rows;                          // [kQueryBlock][kRowLd]
+  static constexpr int64_t kRowLd = kMostKeysPerBlock<E> / 2 + 16;  // of such rows: an odd number of lines
+  E *key, *value, *tangent_key, *tangent_value;                     // [kKeyPanels][depth][kPanel]
+  T *grad_key, *grad_value;                                         // [kKeyPanels][depth, padded to kTileRows][kPanel]
+  E *key_rows, *tangent_key_rows;                                   // [kMostKeysPerBlock][packed_ld]; pairs: of keys
+  T *value_weights, *score_gradient, *tangent_score_gradient;       // [kSumPanels][kQueryBlock][kPanel]
+  T *weights, *bias_tangents, *dropout, *tangent_e;                 // [kQueryBlock][kPanel]
+  E *value_pairs, *score_pairs, *tangent_score_pairs;               // [kQueryBlock / 2][kPanel]
+  E *score_rows, *tangent_score_rows;                               // [kQueryBlock][kRowLd]
   int64_t head_depth, value_depth, head_rows, value_rows;
   GradientScratch(const AttentionParameters& p, Arena& arena)
       : head_depth(depth_of<E>(p.head_size)),
@@ -126,8 +126,7 @@ struct GradientScratch {
     const int64_t head = kMostKeysPerBlock<E> * head_depth, columns = kMostKeysPerBlock<E> * value_depth;
     key = arena.take<E>(head), grad_key = arena.take<T>(kMostKeysPerBlock<E> * head_rows);
     value = arena.take<E>(columns), grad_value = arena.take<T>(kMostKeysPerBlock<E> * value_rows);
-    tangent_key = arena.take<E>(p.tangent_key ? head : 0),
-    tangent_value = arena.take<E>(p.tangent_value ? columns : 0);
+    tangent_key = arena.take<E>(p.tangent_key ? head : 0), tangent_value = arena.take<E>(p.tangent_value ? columns : 0);
     const int64_t rows = kMostKeysPerBlock<E> * packed_ld<E>(query_ld<E>(p)) / (kPairs<E> ? 2 : 1);
     key_rows = arena.take<E>(rows), tangent_key_rows = arena.take<E>(p.tangent_key ? rows : 0);
     for (T** block : {&value_weights, &score_gradient, &tangent_score_gradient})
@@ -161,7 +160,8 @@ static void pack_queries(const AttentionParameters& p, const Problem& g, const G
                         [[maybe_unused]] E* transposed) {
     if (!m) return;
 #if defined(__AVX512BF16__)
-    pack_pairs<false>(from_row(m, first), count, columns, rows, depth_of<E>(columns), space.row_of(to, b, first, ld), ld);
+    pack_pairs<false>(from_row(m, first), count, columns, rows, depth_of<E>(columns), space.row_of(to, b, first, ld),
+                      ld);
     pack_pairs_transposed<true>(from_row(m, first), count, columns, depth_of<E>(rows), space.column_rows(columns),
                                 space.columns_of(transposed, b, first, columns), space.columns_ld);
 #else

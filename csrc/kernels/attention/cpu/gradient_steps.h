@@ -99,8 +99,7 @@ static void accumulate_keys(int64_t rows, int64_t depth, Rows<Pair> a, const Pai
                             float* out) {
   const auto add = [&](Rows<Pair> x, const Pair* y) {
     if (x.data)
-      pair_product<kTileVectors>(round_up(depth, kTileRows), depth_of<Pair>(rows), true, x, y, kPanel<E>, out,
-                                 kPanel<E>);
+      pair_product<kTileVectors>(round_up(depth, kTileRows), pairs_of(rows), true, x, y, kPanel<E>, out, kPanel<E>);
   };
   add(a, b), add(c, d);
 }
@@ -140,8 +139,8 @@ template <class E>
 static void accumulate_query(bool add, int64_t rows, int64_t keys, const Pair* s, Rows<Pair> key, const Pair* s1,
                              Rows<Pair> tangent_key, float* out, int64_t ld) {
   const auto product = [&](bool more, const Pair* x, Rows<Pair> y, int64_t column) {
-    pair_product<2>(round_up(rows, kTileRows), depth_of<Pair>(keys), more, {x, GradientScratch<E>::kRowLd},
-                    y.data + column, y.ld, out + column, ld);
+    pair_product<2>(round_up(rows, kTileRows), pairs_of(keys), more, {x, GradientScratch<E>::kRowLd}, y.data + column,
+                    y.ld, out + column, ld);
   };
   for (int64_t column = 0; column < ld; column += 2 * 16) {
     product(add, s, key, column);
@@ -149,7 +148,8 @@ static void accumulate_query(bool add, int64_t rows, int64_t keys, const Pair* s
   }
 }
 
-// Turns a block [rows][kPanel] into pairs of queries; and with `to_rows` into rows, pairs of keys, 0 from key `count` on.
+// Turns a block [rows][kPanel] into pairs of queries; and with `to_rows` into rows, pairs of keys, 0 from key `count`
+// on.
 template <class E>
 static __attribute__((noinline)) void pair_block(int64_t rows, int64_t count, const float* from, Pair* to,
                                                  Pair* to_rows) {
@@ -301,10 +301,11 @@ static void gradient_task(const AttentionParameters& p, int64_t task, GradientSc
       const int64_t at = panel * kPanel<E>, count = keys - at < kPanel<E> ? keys - at : kPanel<E>;
       // The packed queries carry scale log2(e); the gradient wants scale.
       if (grad_key)
-        unpack_panel<E>(row_of(grad_key, first + at), count, p.head_size, tangent_scale<E>(p), s.grad_key + panel * s.head_rows * kPanel<E>, kPanel<E>);
+        unpack_panel<E>(row_of(grad_key, first + at), count, p.head_size, tangent_scale<E>(p),
+                        s.grad_key + panel * s.head_rows * kPanel<E>, kPanel<E>);
       if (grad_value)
         unpack_panel<E>(row_of(grad_value, first + at), count, p.value_size, Sum<E>(1),
-                             s.grad_value + panel * s.value_rows * kPanel<E>, kPanel<E>);
+                        s.grad_value + panel * s.value_rows * kPanel<E>, kPanel<E>);
     }
   }
 }

@@ -88,8 +88,8 @@ RESCALED_INLINE void tile_gradients(bool odd_kind, const TileInput<E>& in, RowDa
           store<T>(out.score_gradient + at, score_gradient);
         }
       } else {
-        const Vec<T> sd = load(out.tangent_score_gradient + at) * in.tangent_factor, ed = load(out.tangent_e + at) * drop,
-                     tangent_delta = broadcast(rows[kTangentDelta][i]);
+        const Vec<T> sd = load(out.tangent_score_gradient + at) * in.tangent_factor,
+                     ed = load(out.tangent_e + at) * drop, tangent_delta = broadcast(rows[kTangentDelta][i]);
         Vec<T> y = -broadcast(rows[kTangentNormalizer][i]);
         if (in.bias_tangents) y += load(in.bias_tangents + at);
         Vec<T> ad, second, bias;

@@ -85,14 +85,14 @@ static void jvp_block(const AttentionParameters& p, const Problem& problem, Bloc
   const Rows<E> none{nullptr, 0};
   const int64_t depth = depth_of<E>(p.head_size);
   product_block<E, kVectors>(block.rows, depth, false, in.key, panel.query, s.score_weights);
-  product_sum<E, kVectors>(block.rows, depth, p.tangent_query ? in.key : none, panel.tangent_query,
-                           in.tangent_key, panel.query, s.score_tangents);
+  product_sum<E, kVectors>(block.rows, depth, p.tangent_query ? in.key : none, panel.tangent_query, in.tangent_key,
+                           panel.query, s.score_tangents);
   const bool has_weights = weighted(p, block.query, block.key + block.rows - 1);
   if (has_weights) fill_log_weights<T, Lanes::queries>(p, problem.bias, problem.mask, block, s.weights, lanes);
   if (p.tangent_bias) fill_elements<T, Lanes::queries>(problem.tangent_bias, block, T(1), s.bias_tangents, lanes);
-  jvp_weights<E, kTwoSided, kVectors>(p.kind == Kind::sinh, block.rows, score_scale<E>(p), tangent_scale<E>(p), has_weights ? s.weights : nullptr,
-                                      p.tangent_bias ? s.bias_tangents : nullptr, panel, s.score_weights,
-                                      s.score_tangents);
+  jvp_weights<E, kTwoSided, kVectors>(p.kind == Kind::sinh, block.rows, score_scale<E>(p), tangent_scale<E>(p),
+                                      has_weights ? s.weights : nullptr, p.tangent_bias ? s.bias_tangents : nullptr,
+                                      panel, s.score_weights, s.score_tangents);
   if (p.dropout_p > 0) {
     fill_dropout<T, Lanes::queries>(p, problem.seed, block, s.weights, lanes);
     for (T* x : {s.score_weights, s.score_tangents}) multiply_by<T>(s.weights, block.rows * lanes, x);

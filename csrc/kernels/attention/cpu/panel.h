@@ -62,15 +62,22 @@ RESCALED_INLINE void with_vectors(int64_t count, Function f) {
 }
 
 // How the panels of one matrix of queries are cut into tasks, by shape alone: `single` tasks of one panel, the first
-// queries, then `groups` of up to kPanelsPerTask. The groups run first and the singles fill the threads that are done
-// early; where there are many matrices their number does that, and where keys are packed singles would pack them anew.
+// queries, then `groups` of up to `each`. The groups run first and the singles fill the threads that are done early;
+// where there are many matrices their number does that, and where keys are packed singles would pack them anew. Pairs
+// always are: their groups are smaller where there would be fewer than four.
 struct PanelCut {
-  int64_t singles, groups;
+  int64_t singles, groups, each = kPanelsPerTask;
 };
 template <class E>
 RESCALED_INLINE PanelCut panel_cut(const AttentionParameters& p) {
   constexpr int64_t lanes = kPanelLanes<E>, singles = 2 * kPanelsPerTask, many = 8;
   const int64_t panels = (p.queries + lanes - 1) / lanes;
+  if (kPairs<E>) {
+    const int64_t wanted = p.kv_batches * p.group * panels / 4, each = wanted < 1                ? 1
+                                                                       : wanted < kPanelsPerTask ? wanted
+                                                                                                 : kPanelsPerTask;
+    return {0, (panels + each - 1) / each, each};
+  }
   if (packs<E>(p) || p.kv_batches * p.group >= many) return {0, (panels + kPanelsPerTask - 1) / kPanelsPerTask};
   if (panels <= singles) return {panels, 0};
   const int64_t groups = (panels - singles) / kPanelsPerTask;
@@ -92,10 +99,9 @@ RESCALED_INLINE PanelTask panel_task(const AttentionParameters& p, int64_t task)
   const PanelCut cut = panel_cut<E>(p);
   const int64_t tasks = cut.singles + cut.groups, index = tasks - 1 - task % tasks;  // the longest first
   const bool single = index < cut.singles;
-  const int64_t panel = single ? index : cut.singles + (index - cut.singles) * kPanelsPerTask,
+  const int64_t panel = single ? index : cut.singles + (index - cut.singles) * cut.each,
                 left = (p.queries - panel * lanes + lanes - 1) / lanes;
-  return {task / tasks, panel * lanes, lanes,
-          single ? 1 : static_cast<int>(left < kPanelsPerTask ? left : kPanelsPerTask)};
+  return {task / tasks, panel * lanes, lanes, single ? 1 : static_cast<int>(left < cut.each ? left : cut.each)};
 }
 
 // Where keys and values are packed when they cannot be read in place. Pairs always are: the products with values sum
@@ -104,9 +110,9 @@ template <class E>
 struct PanelScratch {
   E *keys, *values, *tangent_keys, *tangent_values;
   PanelScratch(const AttentionParameters& p, Arena& arena) {
-    const int64_t head = kKeyBlock * key_ld<E>(p),
-                  columns = kPairs<E> ? round_up(p.value_size, kPairColumns) * kPairedKeys<E>
-                                    : round_up(p.value_size, kTileRows) * kKeyBlock;
+    const int64_t head = kKeyBlock * key_ld<E>(p), columns = kPairs<E>
+                                                                 ? round_up(p.value_size, kPairColumns) * kPairedKeys<E>
+                                                                 : round_up(p.value_size, kTileRows) * kKeyBlock;
     keys = arena.take<E>(head), values = arena.take<E>(columns);
     tangent_keys = arena.take<E>(p.tangent_key ? head : 0),
     tangent_values = arena.take<E>(p.tangent_value ? columns : 0);
