@@ -19,28 +19,21 @@ RESCALED_INLINE int64_t pairs_of(int64_t depth) { return round_up((depth + 1) / 
 // Of which GCC's intrinsics that load tiles say nothing (12 to 14): without it stores before them are moved past them.
 RESCALED_INLINE void memory_is_read() { asm volatile("" ::: "memory"); }
 
-// While it lives, the thread's eight tiles have 16 rows of 64 bytes.
-class TileSession {
- public:
-  TileSession() {
-    alignas(64) Configuration c{};
-    c.palette = 1;
-    for (int i = 0; i < 8; ++i) c.row_bytes[i] = 64, c.rows[i] = 16;
-    memory_is_read();
-    _tile_loadconfig(&c);
-  }
-  ~TileSession() { _tile_release(); }
-  TileSession(const TileSession&) = delete;
-  TileSession& operator=(const TileSession&) = delete;
-
- private:
-  struct Configuration {
+// Before products and after them, on their thread: eight tiles of 16 rows of 64 bytes. (Two functions, no destructor:
+// one would bring a weak symbol, for exceptions that no kernel throws.)
+RESCALED_INLINE void take_tiles() {
+  struct alignas(64) Configuration {
     uint8_t palette, start_row, reserved[14];
     uint16_t row_bytes[16];
     uint8_t rows[16];
-  };
-  static_assert(sizeof(Configuration) == 64);
-};
+  } c{};
+  static_assert(sizeof c == 64);
+  c.palette = 1;
+  for (int i = 0; i < 8; ++i) c.row_bytes[i] = 64, c.rows[i] = 16;
+  asm volatile("" ::"r"(&c) : "memory");
+  _tile_loadconfig(&c);
+}
+RESCALED_INLINE void give_tiles_back() { _tile_release(); }
 
 // 32 rows times kWide (1 or 2) vectors: tiles 0 to 3 are the sums, 4 and 5 rows of a, 6 and 7 of b.
 template <int kWide>
@@ -96,9 +89,8 @@ static __attribute__((noinline)) void pair_product(int64_t rows, int64_t depth, 
   }
 }
 #else
-struct TileSession {
-  TileSession() {}
-};
+RESCALED_INLINE void take_tiles() {}
+RESCALED_INLINE void give_tiles_back() {}
 
 #if defined(__AVX512BF16__)
 template <int kVectors>

@@ -314,13 +314,14 @@ template <class E, bool kSecond>
 static void gradient_run(const AttentionParameters& p, int64_t begin, int64_t end, void* memory) {
   Arena arena(memory);
   GradientScratch<E> scratch(p, arena);
-  const TileSession tiles;
+  take_tiles();
   for (int64_t task = begin; task < end; ++task) {
     if (p.kind == Kind::exp)
       gradient_task<E, false, kSecond>(p, task, scratch);
     else
       gradient_task<E, true, kSecond>(p, task, scratch);
   }
+  give_tiles_back();
 }
 
 template <class E>

@@ -188,13 +188,14 @@ template <class Pass, class E>
 static void panel_run(const AttentionParameters& p, int64_t begin, int64_t end, void* memory) {
   Arena arena(memory);
   typename Pass::template Scratch<E> scratch(p, arena);
-  const TileSession tiles;
+  take_tiles();
   for (int64_t task = begin; task < end; ++task) {
     if (p.kind == Kind::exp)
       Pass::template task<E, false>(p, task, scratch);
     else
       Pass::template task<E, true>(p, task, scratch);
   }
+  give_tiles_back();
 }
 template <class Pass>
 static AttentionProgram panel_program(const AttentionParameters& p) {
