@@ -5,6 +5,7 @@ python benchmarks/attention.py            # the figures of the README: about 15 
 python benchmarks/attention.py --quick    # a look, within 30 seconds; writes only where --output says
 python benchmarks/report.py               # the table in the README from the results
 python benchmarks/attention.py --shapes   # the figures of docs/attention.md at many shapes, with a picture: about an hour
+python benchmarks/attention.py --types    # bfloat16 and float64 at a few shapes: about 10 minutes
 python benchmarks/attention.py --pieces forward --queries 1 4 --lengths 512 2048 8192 --heads 1 16 --output FILE  # few queries
 python benchmarks/attention.py --compiled --pieces forward backward --lengths 2048 --output FILE  # torch.compile, FlexAttention
 """
@@ -24,6 +25,7 @@ from timing import HERE, fma_peak, header, interleave, read_bandwidth, summary, 
 
 RESULTS = HERE / "results" / "attention_cpu.json"
 SHAPES = HERE / "results" / "attention_cpu_shapes.json"
+TYPES = HERE / "results" / "attention_cpu_types.json"
 PICTURE = HERE.parent / "docs" / "images" / "attention_roofline.png"
 SCHEMA = 1
 KINDS = ["exp", "cosh", "sinh", "signed"]
@@ -52,6 +54,7 @@ def arguments(command_line: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--most-gflop", type=float, default=float("inf"), help="leave out calls of more than this")
     parser.add_argument("--compiled", action="store_true", help="also what torch.compile makes of the formula, and FlexAttention")
     parser.add_argument("--shapes", action="store_true", help="exp at many shapes, with a picture of all rates under their limits")
+    parser.add_argument("--types", action="store_true", help="exp in bfloat16 and float64, at a few shapes")
     parser.add_argument("--quick", action="store_true", help="exp, full, head size 64, length 512, and little memory")
     parser.add_argument("--output", type=Path, help=f"JSON file (default {RESULTS}, with --quick none)")
     options = parser.parse_args(command_line)
@@ -62,6 +65,10 @@ def arguments(command_line: list[str] | None) -> argparse.Namespace:
     elif options.shapes:
         parser.set_defaults(kinds=["exp"], head_sizes=[32, 64, 128, 256], lengths=[64, 128, 256, 512, 2048, 8192], heads=[1, 4, 16])
         parser.set_defaults(seconds=0.1, memory_lengths=[], most_gflop=40.0, output=SHAPES)
+        options = parser.parse_args(command_line)
+    elif options.types:
+        parser.set_defaults(kinds=["exp"], dtypes=["bfloat16", "float64"], lengths=[512, 2048], heads=[1, 16], output=TYPES)
+        parser.set_defaults(seconds=0.1, memory_lengths=[], most_gflop=40.0)
         options = parser.parse_args(command_line)
     elif options.output is None:
         options.output = RESULTS

@@ -278,7 +278,8 @@ def test_unknown_instruction_set():
         env=os.environ | {"RESCALED_CPU_ISA": "avx"}, capture_output=True, text=True, cwd=Path(__file__).parents[1],
     )  # fmt: skip
     assert result.returncode == 1
-    text = "torch_rescaled: expected the environment variable RESCALED_CPU_ISA to be baseline, avx2 or avx512, got avx"
+    names = "baseline, avx2, avx512, avx512_bf16 or amx_bf16"
+    text = f"torch_rescaled: expected the environment variable RESCALED_CPU_ISA to be {names}, got avx"
     assert result.stderr.rstrip().splitlines()[-1] == f"ValueError: {text}"
 
 

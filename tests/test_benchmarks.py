@@ -45,7 +45,7 @@ def test_results_say_where_they_come_from(results: Path) -> None:
     result = json.loads(results.read_text())
     assert result["schema"] == 1 and result["benchmark"] == "attention"
     assert result["machine"]["cpu"] and result["machine"]["processors"] >= 1
-    assert result["isa"] in ("baseline", "avx2", "avx512")
+    assert result["isa"] in ("baseline", "avx2", "avx512", "avx512_bf16", "amx_bf16")
     assert re.fullmatch(r"unknown|[0-9a-f]{12}(-changed)?", result["commit"])
     assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", result["date"])
     assert all(set(result["peak_gflops"]) == {"1", "2"} and peak > 0 for peak in result["peak_gflops"].values())

@@ -24,7 +24,7 @@ ROUNDED_PRODUCTS = 0.5
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("stride", [1009, pytest.param(1, marks=pytest.mark.slow)])
 def test_units_in_the_last_place(isa, stride, tmp_path):
-    if list(ISAS).index(isa) > list(ISAS).index(NATIVE):
+    if NATIVE in ISAS and list(ISAS).index(isa) > list(ISAS).index(NATIVE):  # others are avx512 and more
         pytest.skip(f"this processor has {NATIVE} at most")
     compiler = os.environ.get("CXX") or shutil.which("c++") or pytest.skip("no C++ compiler")
     source, program = ROOT / "tests" / "cpp" / "exponentials.cpp", tmp_path / "exponentials"

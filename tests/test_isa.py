@@ -11,7 +11,7 @@ import pytest
 import torch_rescaled
 
 HERE = Path(__file__).parent
-ORDER = ["baseline", "avx2", "avx512"]
+ORDER = ["baseline", "avx2", "avx512", "avx512_bf16", "amx_bf16"]
 NATIVE = torch_rescaled.build_info()["cpu_isa"]  # the best this processor has: every other test runs on it
 SWEEP = (
     "(plain or bias or grouped or one) and (float32 or float64) or (plain or sliced or inf) and (bfloat16 or float16)"
@@ -42,7 +42,16 @@ def test_oracle(isa):
     run(isa, "test_attention_oracle.py", "-m", "not slow and not gpu", "-k", f"test_derivatives and ({SWEEP})")
 
 
-@pytest.mark.parametrize("isa", ORDER)
+@pytest.mark.parametrize("isa", ["avx512", "avx512_bf16"])
+def test_bfloat16(isa):
+    """By conversion to float32, and by dot instructions where the processor has better ones too."""
+    if isa == NATIVE:
+        pytest.skip(f"this process runs on {isa}: the oracle's own file is this test")
+    names = (f"test_attention_{name}.py" for name in ("oracle", "exact", "masking", "identities", "properties", "dropout"))
+    run(isa, "-m", "not slow and not gpu", "-k", "bfloat16", *names)
+
+
+@pytest.mark.parametrize("isa", ORDER[:3])
 def test_regression(isa):
     if isa == NATIVE:
         pytest.skip(f"this process runs on {isa}: the regressions' own file is this test")

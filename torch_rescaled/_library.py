@@ -46,10 +46,10 @@ def build_info() -> dict[str, str]:
     """What the operator library was built from and runs on.
 
     Returns:
-        ``torch`` (the release it serves), ``compiler``, ``cpu_isa`` (the instruction set in use: baseline, avx2 or avx512;
-        the environment variable ``RESCALED_CPU_ISA`` caps it), ``cuda_architectures`` (``none`` if built without nvcc),
-        ``cuda_sources`` (hash of the CUDA kernels' sources) and ``cuda_verified`` (the compute capabilities on which a recorded
-        run has verified them, or ``none``).
+        ``torch`` (the release it serves), ``compiler``, ``cpu_isa`` (the instruction set in use: baseline, avx2 or avx512, or
+        avx512_bf16 or amx_bf16 with products of bfloat16; the environment variable ``RESCALED_CPU_ISA`` caps it),
+        ``cuda_architectures`` (``none`` if built without nvcc), ``cuda_sources`` (hash of the CUDA kernels' sources) and
+        ``cuda_verified`` (the compute capabilities on which a recorded run has verified them, or ``none``).
 
     Example:
         >>> import torch_rescaled

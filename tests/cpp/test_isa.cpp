@@ -13,12 +13,15 @@ int main() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("x86-64-v3")) best = Isa::avx2;
   if (__builtin_cpu_supports("x86-64-v4")) best = Isa::avx512;
+  const bool dots = best == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
+  if (dots && ((cap && *cap) || !__builtin_cpu_is("intel"))) best = Isa::avx512_bf16;
+  if (dots && __builtin_cpu_supports("amx-bf16")) best = Isa::amx_bf16;  // and Linux grants the tiles
 #endif
+  const char* const names[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx_bf16"};
   Isa expected = best;
-  if (cap && std::strcmp(cap, "baseline") == 0) expected = Isa::baseline;
-  if (cap && std::strcmp(cap, "avx2") == 0 && best > Isa::avx2) expected = Isa::avx2;
+  for (int i = 0; i < static_cast<int>(best); ++i)
+    if (cap && std::strcmp(cap, names[i]) == 0) expected = static_cast<Isa>(i);
   const Isa got = rescaled::cpu_isa();
-  const char* const names[] = {"baseline", "avx2", "avx512"};
   if (got != expected || std::strcmp(rescaled::cpu_isa_name(), names[static_cast<int>(expected)]) != 0) {
     std::printf("FAILED: capped at %s: got %s, expected %s\n", cap ? cap : "nothing", rescaled::cpu_isa_name(),
                 names[static_cast<int>(expected)]);

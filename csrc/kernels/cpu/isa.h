@@ -3,11 +3,15 @@
 
 namespace rescaled {
 
-enum class Isa { baseline, avx2, avx512 };
+// The last two add products of bfloat16 to avx512, and serve that type alone.
+enum class Isa { baseline, avx2, avx512, avx512_bf16, amx_bf16 };
 
-// The best instruction set of this processor, capped by the environment variable RESCALED_CPU_ISA: baseline, avx2 or
-// avx512; unset or empty caps nothing. Throws std::invalid_argument for anything else.
+// The best instruction set of this processor, capped by the environment variable RESCALED_CPU_ISA: baseline, avx2,
+// avx512, avx512_bf16 or amx_bf16; unset or empty caps nothing. Throws std::invalid_argument for anything else.
 Isa cpu_isa();
 const char* cpu_isa_name();
+
+// The same for all other types, and for kernels that have no products of bfloat16: avx512 at most.
+Isa cpu_vector_isa();
 
 }  // namespace rescaled

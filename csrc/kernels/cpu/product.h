@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Products of blocks: rows in memory times a packed panel.
 #pragma once
-#include "convert.h"
-#include "tile.h"
+#include "pair_product.h"
 
 namespace rescaled::RESCALED_ISA {
 namespace {
@@ -33,25 +32,33 @@ static __attribute__((noinline)) void product_block(int64_t rows, int64_t depth,
   } while (first < depth);
 }
 
+#if defined(__AVX512BF16__)
+template <class E, int kVectors>
+static void product_block(int64_t rows, int64_t depth, bool add, Rows<Pair> a, const Pair* b, float* out) {
+  pair_product<kVectors>(round_up(rows, kTileRows), depth, add, a, b, kVectors * 16, out, kVectors * 16);
+}
+#endif
+
 // out = a0 b0 + a1 b1, either product absent where a factor of it is. Both in one go where both panels stay.
 template <class T, int kVectors>
 static __attribute__((noinline)) void product_sum(int64_t rows, int64_t depth, Rows<T> a0, const T* b0, Rows<T> a1,
-                                                  const T* b1, T* out) {
-  constexpr int64_t lanes = kVectors * kLanes<T>;
+                                                  const T* b1, Sum<T>* out) {
+  constexpr int64_t lanes = kVectors * kLanes<Sum<T>>;
   const bool first = a0.data && b0, second = a1.data && b1;
-  if (first && second && 2 * depth <= kDepthBlock<T>) {
-    for (int64_t i = 0; i < rows; i += kTileRows) {
-      Tile<T, kTileRows, kVectors> c;
-      tile_clear<T, kTileRows, kVectors>(c);
-      multiply<T, kTileRows, kVectors, false>(depth, a0.data + i * a0.ld, a0.ld, b0, lanes, c);
-      multiply<T, kTileRows, kVectors, false>(depth, a1.data + i * a1.ld, a1.ld, b1, lanes, c);
-      tile_store<T, kTileRows, kVectors>(c, out + i * lanes, lanes);
+  if constexpr (!kPairs<T>)
+    if (first && second && 2 * depth <= kDepthBlock<T>) {
+      for (int64_t i = 0; i < rows; i += kTileRows) {
+        Tile<T, kTileRows, kVectors> c;
+        tile_clear<T, kTileRows, kVectors>(c);
+        multiply<T, kTileRows, kVectors, false>(depth, a0.data + i * a0.ld, a0.ld, b0, lanes, c);
+        multiply<T, kTileRows, kVectors, false>(depth, a1.data + i * a1.ld, a1.ld, b1, lanes, c);
+        tile_store<T, kTileRows, kVectors>(c, out + i * lanes, lanes);
+      }
+      return;
     }
-    return;
-  }
   if (first) product_block<T, kVectors>(rows, depth, false, a0, b0, out);
   if (second) product_block<T, kVectors>(rows, depth, first, a1, b1, out);
-  if (!first && !second) std::memset(out, 0, sizeof(T) * round_up(rows, kTileRows) * lanes);
+  if (!first && !second) std::memset(out, 0, sizeof(Sum<T>) * round_up(rows, kTileRows) * lanes);
 }
 
 }  // namespace

@@ -57,9 +57,15 @@ template <class T>
 inline constexpr int kLanes = Simd<T>::kLanes;
 
 // Register tiles: kTileRows broadcast rows times kTileVectors vectors (the accumulators fill 24 of 32, or 12 of 16
-// registers).
+// registers). With AMX, which only products of bfloat16 use, 32 rows times twice two vectors.
+#if defined(__AMX_BF16__)
+constexpr int kTileVectors = 4;
+#else
 constexpr int kTileVectors = 3;
-#if defined(__AVX512F__)
+#endif
+#if defined(__AMX_BF16__)
+constexpr int kTileRows = 32;  // two tiles
+#elif defined(__AVX512F__)
 constexpr int kTileRows = 8;
 #else
 constexpr int kTileRows = 4;

@@ -4,7 +4,7 @@
 namespace rescaled::RESCALED_ISA {
 
 AttentionProgram attention_backward(const AttentionParameters& p) {
-  return p.query.dtype == DType::float64 ? gradient_program<double, false>(p) : gradient_program<float, false>(p);
+  return with_factors(p, [&](auto factor) { return gradient_program<typename decltype(factor)::Type, false>(p); });
 }
 
 }  // namespace rescaled::RESCALED_ISA

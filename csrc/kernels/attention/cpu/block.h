@@ -10,6 +10,30 @@
 namespace rescaled::RESCALED_ISA {
 namespace {
 
+// Calls f with the type of the factors: of products of this instruction set, pairs alone (the others are its
+// fallback's).
+template <class E>
+struct Factor {
+  using Type = E;
+};
+template <class Function>
+RESCALED_INLINE AttentionProgram with_factors([[maybe_unused]] const AttentionParameters& p, Function f) {
+#if defined(__AVX512BF16__)
+  return f(Factor<Pair>());
+#else
+  return p.query.dtype == DType::float64 ? f(Factor<double>()) : f(Factor<float>());
+#endif
+}
+
+// Length in memory of a packed row: an odd number of cache lines. Products walk down the columns of these blocks, and
+// at a power of two their lines would fall into few sets of the first-level cache (at head size 128 into 8 of 64; 3 %
+// of the backward where heads lie next to each other, 15 % where they are interleaved).
+template <class T>
+RESCALED_INLINE int64_t packed_ld(int64_t columns) {
+  constexpr int64_t line = 64 / sizeof(T);
+  return ((columns + line - 1) / line | 1) * line;
+}
+
 enum class Lanes { queries, keys };
 
 struct Block {
@@ -63,6 +87,54 @@ static void fill_log_weights(const AttentionParameters& p, InputView bias, Input
         for (int64_t x = ahead < 0 ? 0 : ahead + 1; x < block.lanes; ++x) to[r * ld + x] = masked;
     }
   }
+}
+
+// What packed queries have been multiplied by, and what is left to multiply their scores by: pairs are packed as they
+// are, and the products' sums scaled.
+template <class E>
+RESCALED_INLINE Sum<E> packed_scale(const AttentionParameters& p) {
+  return kPairs<E> ? Sum<E>(1) : static_cast<Sum<E>>(p.scale * kLog2e);
+}
+template <class E>
+RESCALED_INLINE Sum<E> score_scale(const AttentionParameters& p) {
+  return kPairs<E> ? static_cast<Sum<E>>(p.scale * kLog2e) : Sum<E>(1);
+}
+// The scores of a product: where pairs are scaled, rounded on its own, so that a score has the same bits everywhere.
+template <class E>
+RESCALED_INLINE Vec<Sum<E>> scaled([[maybe_unused]] Sum<E> scale, Vec<Sum<E>> product) {
+  if constexpr (!kPairs<E>) {
+    return product;
+  } else {
+    Vec<Sum<E>> score = scale * product;
+#if defined(__AVX512F__)
+    asm("" : "+v"(score));  // not fused with what is added next
+#endif
+    return score;
+  }
+}
+// The natural scale that the tangent of a score is left to be multiplied by.
+template <class E>
+RESCALED_INLINE Sum<E> tangent_scale(const AttentionParameters& p) {
+  return kPairs<E> ? static_cast<Sum<E>>(p.scale) : Sum<E>(kLn2);
+}
+
+// Rows become the lanes of a panel [depth][lanes] of factors, and lanes of sums rows.
+template <class E>
+RESCALED_INLINE void pack_panel(InputView m, int64_t rows, int64_t columns, [[maybe_unused]] Sum<E> factor, E* to,
+                                int64_t lanes) {
+#if defined(__AVX512BF16__)
+  pack_pairs_transposed<false>(m, rows, columns, lanes, depth_of<E>(columns), to, lanes);
+#else
+  pack_transposed<E>(m, rows, columns, factor, to, lanes);
+#endif
+}
+template <class E>
+RESCALED_INLINE void unpack_panel(OutputView m, int64_t rows, int64_t columns, Sum<E> factor, const Sum<E>* from,
+                                  int64_t lanes) {
+#if defined(__AVX512BF16__)
+  if (m.dtype == DType::bfloat16) return unpack_transposed_bfloat16(m, rows, columns, factor, from, lanes);
+#endif
+  unpack_transposed<Sum<E>>(m, rows, columns, factor, from, lanes);
 }
 
 // Does the block need log weights at all? The interior of a causal problem, and one without masks, does not.

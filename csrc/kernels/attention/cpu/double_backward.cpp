@@ -4,7 +4,7 @@
 namespace rescaled::RESCALED_ISA {
 
 AttentionProgram attention_double_backward(const AttentionParameters& p) {
-  return p.query.dtype == DType::float64 ? gradient_program<double, true>(p) : gradient_program<float, true>(p);
+  return with_factors(p, [&](auto factor) { return gradient_program<typename decltype(factor)::Type, true>(p); });
 }
 
 }  // namespace rescaled::RESCALED_ISA

@@ -5,12 +5,12 @@
 #pragma once
 #include <cmath>
 
+#include "few.h"
 #include "panel.h"
 
 namespace rescaled::RESCALED_ISA {
 namespace {
 
-constexpr int kFewQueries = 4;
 constexpr int64_t kFewKeysPerChunk = 512;  // by count 64 KB of keys at head size 32: a thread's start costs less
 RESCALED_INLINE bool few_queries(const AttentionParameters& p) { return p.queries > 0 && p.queries <= kFewQueries; }
 

@@ -41,15 +41,16 @@ static void row_dots(const AttentionParameters& p, InputView grad_output, InputV
 }
 
 // delta = <G, W> + g_rho rho - g_l;  deltad = <G, Wd> + g_rho rhod
-template <class T, bool kSecond>
+template <class E, bool kSecond>
 static void rows_run(const AttentionParameters& p, int64_t begin, int64_t end, void* memory) {
+  using T = Sum<E>;
   Arena arena(memory);
   RowScratch<T> scratch(p, arena);
-  const GradientWorkspace<T> space = workspace<T>(p);
+  const GradientWorkspace<E> space = workspace<E>(p);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t b = task / row_blocks(p), first = task % row_blocks(p) * kRowBlock;
     const int64_t left = p.queries - first, count = left < kRowBlock ? left : kRowBlock;
-    pack_queries<T>(p, Problem(p, b), space, b, first, count);
+    pack_queries<E>(p, Problem(p, b), space, b, first, count);
     T* rows = space.rows + b * kRowArrays * padded_queries(p) + first;
     const auto row = [&](RowArray a) { return rows + a * padded_queries(p); };
     const InputView grad_output = matrix(p.grad_output, p, b), grad_balance = matrix(p.grad_balance, p, b),
@@ -91,6 +92,18 @@ static __attribute__((noinline)) void accumulate_keys(int64_t rows, int64_t dept
     tile_store<T, kTileRows, kTileVectors>(tile, out + i * kPanel<T>, kPanel<T>);
   }
 }
+#if defined(__AVX512BF16__)
+// The same with pairs of queries: a and c are transposed.
+template <class E>
+static void accumulate_keys(int64_t rows, int64_t depth, Rows<Pair> a, const Pair* b, Rows<Pair> c, const Pair* d,
+                            float* out) {
+  const auto add = [&](Rows<Pair> x, const Pair* y) {
+    if (x.data)
+      pair_product<kTileVectors>(round_up(depth, kTileRows), pairs_of(rows), true, x, y, kPanel<E>, out, kPanel<E>);
+  };
+  add(a, b), add(c, d);
+}
+#endif
 
 // out[rows][ld] (+)= s key (+ s1 tangent_key) over `keys` keys in panels, for columns [column, column + kVectors
 // vectors)
@@ -121,19 +134,100 @@ static __attribute__((noinline)) void accumulate_query(bool add, int64_t rows, i
     accumulate_query_columns<T, 2>(add, rows, keys, column, s, key, s1, tangent_key, out, ld);
   if (column < ld) accumulate_query_columns<T, 1>(add, rows, keys, column, s, key, s1, tangent_key, out, ld);
 }
+#if defined(__AVX512BF16__)
+template <class E>
+static void accumulate_query(bool add, int64_t rows, int64_t keys, const Pair* s, Rows<Pair> key, const Pair* s1,
+                             Rows<Pair> tangent_key, float* out, int64_t ld) {
+  const auto product = [&](bool more, const Pair* x, Rows<Pair> y, int64_t column) {
+    pair_product<2>(round_up(rows, kTileRows), pairs_of(keys), more, {x, GradientScratch<E>::kRowLd}, y.data + column,
+                    y.ld, out + column, ld);
+  };
+  for (int64_t column = 0; column < ld; column += 2 * 16) {
+    product(add, s, key, column);
+    if (tangent_key.data) product(true, s1, tangent_key, column);
+  }
+}
+
+// Turns a block [rows][kPanel] into pairs of queries; and with `to_rows` into rows, pairs of keys, 0 from key `count`
+// on.
+template <class E>
+static __attribute__((noinline)) void pair_block(int64_t rows, int64_t count, const float* from, Pair* to,
+                                                 Pair* to_rows) {
+  pair_rows<kTileVectors>(rows, 2 * depth_of<E>(rows), from, to);
+  if (!to_rows) return;
+  const auto vector = [&](int64_t r, int64_t x) {
+    const int64_t left = count - x, there = left < 0 ? 0 : left < 16 ? left : 16;
+    return (FloatVector)_mm512_maskz_mov_ps(static_cast<__mmask16>((1u << there) - 1),
+                                            (__m512)load(from + r * kPanel<E> + x));
+  };
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t x = 0; x < kPanel<E>; x += 32) {
+      Pair* const at = to_rows + r * GradientScratch<E>::kRowLd + x / 2;
+      if (x + 16 < kPanel<E>)
+        _mm512_storeu_si512(at, join(vector(r, x), vector(r, x + 16)));
+      else
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), (__m256i)_mm512_cvtneps_pbh((__m512)vector(r, x)));
+    }
+}
+#endif
+
+// The three blocks of a panel as factors: of the sums over queries, and of that over keys.
+template <class E>
+struct PanelFactors {
+  const E *value_weights, *score_gradient, *tangent_score_gradient;
+};
+template <class E, bool kSecond>
+RESCALED_INLINE PanelFactors<E> panel_factors(int64_t skip, [[maybe_unused]] int64_t rows,
+                                              [[maybe_unused]] int64_t count, [[maybe_unused]] int64_t first_key,
+                                              const TileOutput<Sum<E>>& out,
+                                              [[maybe_unused]] const GradientScratch<E>& s) {
+  const int64_t from = skip * kPanel<E>;
+#if defined(__AVX512BF16__)
+  const int64_t to = skip * GradientScratch<E>::kRowLd + first_key / 2, padded = round_up(rows, kTileRows) - skip;
+  pair_block<E>(padded, count, out.value_weights + from, s.value_pairs, nullptr);
+  pair_block<E>(padded, count, out.score_gradient + from, s.score_pairs, s.score_rows + to);
+  if (kSecond)
+    pair_block<E>(padded, count, out.tangent_score_gradient + from, s.tangent_score_pairs, s.tangent_score_rows + to);
+  return {s.value_pairs, s.score_pairs, s.tangent_score_pairs};
+#else
+  return {out.value_weights + from, out.score_gradient + from, out.tangent_score_gradient + from};
+#endif
+}
+// Scores of the first `skip` queries with the keys of a panel: 0, as factors of the sum over keys.
+template <class E>
+RESCALED_INLINE void clear_skipped(int64_t skip, [[maybe_unused]] int64_t first_key, [[maybe_unused]] int64_t at,
+                                   const GradientScratch<E>& s) {
+#if defined(__AVX512BF16__)
+  for (E* m : {s.score_rows, s.tangent_score_rows})
+    for (int64_t r = 0; r < skip; ++r)
+      std::memset(m + r * GradientScratch<E>::kRowLd + first_key / 2, 0, sizeof(E) * kPanel<E> / 2);
+#else
+  for (E* m : {s.score_gradient, s.tangent_score_gradient}) std::memset(m + at, 0, sizeof(E) * skip * kPanel<E>);
+#endif
+}
 
 // One query block of problem `b` against one key block; `add`: dQ's copy has been written before.
-template <class T, bool kTwoSided, bool kSecond>
-static void gradient_pair(const AttentionParameters& p, const GradientWorkspace<T>& space, int64_t b, bool add,
-                          Block block, Rows<T> key, Rows<T> tangent_key, GradientScratch<T>& s, T* grad_query) {
+template <class E, bool kTwoSided, bool kSecond>
+static void gradient_pair(const AttentionParameters& p, const GradientWorkspace<E>& space, int64_t b, bool add,
+                          Block block, Rows<E> key, Rows<E> tangent_key, GradientScratch<E>& s, Sum<E>* grad_query) {
+  using T = Sum<E>;
   const Problem g(p, b);
-  TileInput<T> in = query_block<T>(space, b, block.query);
+  TileInput<E> in = query_block<E>(p, space, b, block.query);
   const RowData<T> row_data = space.row_data(b, block.query);
+  // Rows of queries as they are, or of pairs transposed, from query `first` of the block on.
+  const auto columns = [&]([[maybe_unused]] Rows<E> rows, [[maybe_unused]] E* transposed,
+                           [[maybe_unused]] int64_t depth, int64_t first) {
+#if defined(__AVX512BF16__)
+    return Rows<E>{space.columns_of(transposed, b, block.query + first, depth), space.columns_ld};
+#else
+    return after(rows, first);
+#endif
+  };
   int64_t seen = block.lanes;  // keys of the block that some query of it attends
-  for (int panel = 0; panel * kPanel<T> < block.lanes; ++panel) {
-    const int64_t first_key = panel * kPanel<T>, left = block.lanes - first_key,
-                  count = left < kPanel<T> ? left : kPanel<T>;
-    const int64_t at = panel * kQueryBlock * kPanel<T>;
+  for (int panel = 0; panel * kPanel<E> < block.lanes; ++panel) {
+    const int64_t first_key = panel * kPanel<E>, left = block.lanes - first_key,
+                  count = left < kPanel<E> ? left : kPanel<E>;
+    const int64_t at = kPairs<E> ? 0 : panel * kQueryBlock * kPanel<E>;
     int64_t skip = 0;  // leading queries before every key of the panel
     if (p.causal && block.query < block.key + first_key)
       skip = (block.key + first_key - block.query) / kTileRows * kTileRows;
@@ -141,87 +235,100 @@ static void gradient_pair(const AttentionParameters& p, const GradientWorkspace<
       seen = first_key;
       break;
     }
-    if (skip)
-      for (T* m : {s.score_gradient, s.tangent_score_gradient}) std::memset(m + at, 0, sizeof(T) * skip * kPanel<T>);
-    set_panel<T>(p, g, {block.query, block.key + first_key, block.rows, count}, panel, s, in);
+    if (skip) clear_skipped<E>(skip, first_key, at, s);
+    set_panel<E>(p, g, {block.query, block.key + first_key, block.rows, count}, panel, s, in);
     const TileOutput<T> out{s.value_weights + at, s.score_gradient + at, s.tangent_score_gradient + at, s.tangent_e,
                             false};
-    gradient_block<T, kTwoSided, kSecond>(p, skip, block.rows, in, row_data, out);
-    const int64_t from = skip * kPanel<T>, count_rows = block.rows - skip;
-    const Rows<T> none{nullptr, 0};
+    gradient_block<E, kTwoSided, kSecond>(p, skip, block.rows, in, row_data, out);
+    const PanelFactors<E> f = panel_factors<E, kSecond>(skip, block.rows, count, first_key, out, s);
+    const int64_t count_rows = block.rows - skip;
     if (p.grad_value && in.grad_output.data)
-      accumulate_keys<T>(count_rows, p.value_size, after(in.grad_output, skip), out.value_weights + from, none, nullptr,
-                         s.grad_value + panel * s.value_rows * kPanel<T>);
+      accumulate_keys<E>(count_rows, p.value_size,
+                         columns(in.grad_output, space.grad_output_columns, p.value_size, skip), f.value_weights,
+                         {nullptr, 0}, nullptr, s.grad_value + panel * s.value_rows * kPanel<E>);
     if (p.grad_key)
-      accumulate_keys<T>(count_rows, p.head_size, after(in.query, skip), out.score_gradient + from,
-                         after(in.tangent_query, skip), out.tangent_score_gradient + from,
-                         s.grad_key + panel * s.head_rows * kPanel<T>);
+      accumulate_keys<E>(count_rows, p.head_size, columns(in.query, space.query_columns, p.head_size, skip),
+                         f.score_gradient, columns(in.tangent_query, space.tangent_query_columns, p.head_size, skip),
+                         f.tangent_score_gradient, s.grad_key + panel * s.head_rows * kPanel<E>);
   }
-  if (p.grad_query)
-    accumulate_query<T>(add, block.rows, seen, s.score_gradient, key, s.tangent_score_gradient, tangent_key,
-                        grad_query + block.query * query_ld<T>(p), query_ld<T>(p));
+  if (p.grad_query) {
+    const E *rows, *tangent_rows;
+    if constexpr (kPairs<E>)
+      rows = s.score_rows, tangent_rows = s.tangent_score_rows;
+    else
+      rows = s.score_gradient, tangent_rows = s.tangent_score_gradient;
+    accumulate_query<E>(add, block.rows, seen, rows, key, tangent_rows, tangent_key,
+                        grad_query + block.query * query_ld<E>(p), query_ld<E>(p));
+  }
 }
 
-template <class T, bool kTwoSided, bool kSecond>
-static void gradient_task(const AttentionParameters& p, int64_t task, GradientScratch<T>& s) {
-  const GradientWorkspace<T> space = workspace<T>(p);
-  const int64_t chunks = key_chunks<T>(p), kv = task / chunks, chunk = task % chunks;
+template <class E, bool kTwoSided, bool kSecond>
+static void gradient_task(const AttentionParameters& p, int64_t task, GradientScratch<E>& s) {
+  const GradientWorkspace<E> space = workspace<E>(p);
+  const int64_t chunks = key_chunks<E>(p), kv = task / chunks, chunk = task % chunks;
   clear_elementwise(s);
   const OutputView grad_key = matrix(p.grad_key, p, kv * p.group), grad_value = matrix(p.grad_value, p, kv * p.group);
-  for (int64_t index = chunk; index < key_blocks<T>(p);
+  for (int64_t index = chunk; index < key_blocks<E>(p);
        index += chunks) {  // every chunk gets early and late keys: causal ones cost alike
-    const int64_t most = keys_per_block<T>(p), first = index * most, left = p.keys - first,
+    const int64_t most = keys_per_block<E>(p), first = index * most, left = p.keys - first,
                   keys = left < most ? left : most;
     const Problem shared(p, kv * p.group);
-    for (int panel = 0; panel * kPanel<T> < keys; ++panel) {
-      std::memset(s.grad_key + panel * s.head_rows * kPanel<T>, 0, sizeof(T) * s.head_rows * kPanel<T>);
-      std::memset(s.grad_value + panel * s.value_rows * kPanel<T>, 0, sizeof(T) * s.value_rows * kPanel<T>);
-      pack_key_panel<T>(p, shared, first, panel, s);
+    for (int panel = 0; panel * kPanel<E> < keys; ++panel) {
+      std::memset(s.grad_key + panel * s.head_rows * kPanel<E>, 0, sizeof(Sum<E>) * s.head_rows * kPanel<E>);
+      std::memset(s.grad_value + panel * s.value_rows * kPanel<E>, 0, sizeof(Sum<E>) * s.value_rows * kPanel<E>);
+      pack_key_panel<E>(p, shared, first, panel, s);
     }
-    const auto pack = [&](InputView m, T* to) {
-      const Rows<T> packed{to, packed_ld<T>(p.head_size)};
-      pack_rows<T>(from_row(m, first), keys, p.head_size, T(1), to, keys, packed.ld);
+    const auto pack = [&](InputView m, E* to) {
+      const Rows<E> packed{to, packed_ld<E>(query_ld<E>(p))};
+#if defined(__AVX512BF16__)
+      pack_pairs<true>(from_row(m, first), keys, p.head_size, depth_of<E>(keys), query_ld<E>(p), to, packed.ld);
+#else
+      pack_rows<E>(from_row(m, first), keys, p.head_size, E(1), to, keys, packed.ld);
+#endif
       return packed;
     };
-    const Rows<T> key = pack(shared.key, s.key_rows);
-    const Rows<T> tangent_key = shared.tangent_key ? pack(shared.tangent_key, s.tangent_key_rows) : Rows<T>{nullptr, 0};
+    const Rows<E> key = pack(shared.key, s.key_rows);
+    const Rows<E> tangent_key = shared.tangent_key ? pack(shared.tangent_key, s.tangent_key_rows) : Rows<E>{nullptr, 0};
     for (int64_t h = 0; h < p.group; ++h) {
       const int64_t b = kv * p.group + h;
-      for (int64_t q = first_row<T>(p, index); q < p.queries; q += kQueryBlock) {
+      for (int64_t q = first_row<E>(p, index); q < p.queries; q += kQueryBlock) {
         const int64_t rows = p.queries - q < kQueryBlock ? p.queries - q : kQueryBlock;
-        gradient_pair<T, kTwoSided, kSecond>(p, space, b, index != chunk, {q, first, rows, keys}, key, tangent_key, s,
+        gradient_pair<E, kTwoSided, kSecond>(p, space, b, index != chunk, {q, first, rows, keys}, key, tangent_key, s,
                                              p.grad_query ? space.grad_query_of(p, b, chunk) : nullptr);
       }
     }
-    for (int panel = 0; panel * kPanel<T> < keys; ++panel) {
-      const int64_t at = panel * kPanel<T>, count = keys - at < kPanel<T> ? keys - at : kPanel<T>;
+    for (int panel = 0; panel * kPanel<E> < keys; ++panel) {
+      const int64_t at = panel * kPanel<E>, count = keys - at < kPanel<E> ? keys - at : kPanel<E>;
       // The packed queries carry scale log2(e); the gradient wants scale.
       if (grad_key)
-        unpack_transposed<T>(row_of(grad_key, first + at), count, p.head_size, static_cast<T>(kLn2),
-                             s.grad_key + panel * s.head_rows * kPanel<T>, kPanel<T>);
+        unpack_panel<E>(row_of(grad_key, first + at), count, p.head_size, tangent_scale<E>(p),
+                        s.grad_key + panel * s.head_rows * kPanel<E>, kPanel<E>);
       if (grad_value)
-        unpack_transposed<T>(row_of(grad_value, first + at), count, p.value_size, T(1),
-                             s.grad_value + panel * s.value_rows * kPanel<T>, kPanel<T>);
+        unpack_panel<E>(row_of(grad_value, first + at), count, p.value_size, Sum<E>(1),
+                        s.grad_value + panel * s.value_rows * kPanel<E>, kPanel<E>);
     }
   }
 }
 
-template <class T, bool kSecond>
+template <class E, bool kSecond>
 static void gradient_run(const AttentionParameters& p, int64_t begin, int64_t end, void* memory) {
   Arena arena(memory);
-  GradientScratch<T> scratch(p, arena);
+  GradientScratch<E> scratch(p, arena);
+  take_tiles();
   for (int64_t task = begin; task < end; ++task) {
     if (p.kind == Kind::exp)
-      gradient_task<T, false, kSecond>(p, task, scratch);
+      gradient_task<E, false, kSecond>(p, task, scratch);
     else
-      gradient_task<T, true, kSecond>(p, task, scratch);
+      gradient_task<E, true, kSecond>(p, task, scratch);
   }
+  give_tiles_back();
 }
 
-template <class T>
+template <class E>
 static void sum_query_run(const AttentionParameters& p, int64_t begin, int64_t end, void*) {
-  const GradientWorkspace<T> space = workspace<T>(p);
-  const int64_t ld = query_ld<T>(p), chunks = key_chunks<T>(p);
+  using T = Sum<E>;
+  const GradientWorkspace<E> space = workspace<E>(p);
+  const int64_t ld = query_ld<E>(p), chunks = key_chunks<E>(p);
   const T scale = static_cast<T>(p.scale);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t b = task / row_blocks(p), first = task % row_blocks(p) * kRowBlock;
@@ -231,7 +338,7 @@ static void sum_query_run(const AttentionParameters& p, int64_t begin, int64_t e
       const auto copy = [&](int64_t chunk) { return space.grad_query_of(p, b, chunk) + (first + i) * ld; };
       T* sum = copy(0);  // written from its first row on, as every copy, if there are keys
       if (p.keys == 0) std::memset(sum, 0, sizeof(T) * ld);
-      for (int64_t chunk = 1; chunk < chunks && first_row<T>(p, chunk) <= first + i; ++chunk) {
+      for (int64_t chunk = 1; chunk < chunks && first_row<E>(p, chunk) <= first + i; ++chunk) {
         const T* more = copy(chunk);
         for (int64_t d = 0; d < ld; ++d) sum[d] += more[d];
       }

@@ -12,8 +12,8 @@
 namespace rescaled::RESCALED_ISA {
 namespace {
 
-template <class T>
-inline constexpr int64_t kPanel = kTileVectors * kLanes<T>;  // keys of a panel
+template <class E>
+inline constexpr int64_t kPanel = kTileVectors * kLanes<Sum<E>>;  // keys of a panel
 
 // What a row needs, one array [queries, padded to kTileRows] each; rows of padding have weight 0.
 enum RowArray { kShift, kExponent, kFactor, kGradBalance, kDelta, kTangentNormalizer, kTangentDelta, kRowArrays };
@@ -24,10 +24,11 @@ struct RowData {
   const T* operator[](RowArray a) const { return base + a * stride; }
 };
 
-template <class T>
+template <class E, class T = Sum<E>>
 struct TileInput {
-  Rows<T> query, tangent_query, grad_output;           // packed rows; query and its tangent times scale log2(e)
-  const T *key, *value, *tangent_key, *tangent_value;  // packed panels [depth][lanes], absent: nullptr
+  Rows<E> query, tangent_query, grad_output;           // packed rows; query and its tangent times packed_scale
+  T score_factor, tangent_factor;                      // score_scale, tangent_scale
+  const E *key, *value, *tangent_key, *tangent_value;  // packed panels [depth][lanes], absent: nullptr
   const T *weights, *bias_tangents, *dropout;          // [rows][lanes], absent: nullptr
 };
 // Blocks [rows][kPanel]; the products are computed where their results go.
@@ -41,13 +42,13 @@ struct TileOutput {
 };
 
 // The products of rows [first, last), one after another.
-template <class T, bool kSecond>
-RESCALED_INLINE void tile_products(const AttentionParameters& p, const TileInput<T>& in, int64_t first, int64_t last,
-                                   const TileOutput<T>& out) {
-  const Rows<T> none{nullptr, 0};
-  const auto product = [&](int64_t depth, Rows<T> a0, const T* b0, Rows<T> a1, const T* b1, T* to) {
-    product_sum<T, kTileVectors>(last - first, depth, after(a0, first), b0, after(a1, first), b1,
-                                 to + first * kPanel<T>);
+template <class E, bool kSecond>
+RESCALED_INLINE void tile_products(const AttentionParameters& p, const TileInput<E>& in, int64_t first, int64_t last,
+                                   const TileOutput<Sum<E>>& out) {
+  const Rows<E> none{nullptr, 0};
+  const auto product = [&](int64_t depth, Rows<E> a0, const E* b0, Rows<E> a1, const E* b1, Sum<E>* to) {
+    product_sum<E, kTileVectors>(last - first, depth_of<E>(depth), after(a0, first), b0, after(a1, first), b1,
+                                 to + first * kPanel<E>);
   };
   product(p.head_size, in.query, in.key, none, nullptr, out.value_weights);
   product(p.value_size, in.grad_output, in.value, none, nullptr, out.score_gradient);
@@ -57,15 +58,15 @@ RESCALED_INLINE void tile_products(const AttentionParameters& p, const TileInput
   }
 }
 
-template <class T, bool kTwoSided, bool kSecond>
-RESCALED_INLINE void tile_gradients(bool odd_kind, const TileInput<T>& in, RowData<T> rows, int64_t first, int64_t last,
+template <class E, bool kTwoSided, bool kSecond, class T = Sum<E>>
+RESCALED_INLINE void tile_gradients(bool odd_kind, const TileInput<E>& in, RowData<T> rows, int64_t first, int64_t last,
                                     const TileOutput<T>& out) {
   for (int64_t i = first; i < last; ++i) {
     const Vec<T> shift = broadcast(rows[kShift][i]), grad_balance = broadcast(rows[kGradBalance][i]),
                  delta = broadcast(rows[kDelta][i]);
     RESCALED_UNROLL for (int j = 0; j < kTileVectors; ++j) {
-      const int64_t at = i * kPanel<T> + j * kLanes<T>;
-      const Vec<T> t = load(out.value_weights + at);
+      const int64_t at = i * kPanel<E> + j * kLanes<T>;
+      const Vec<T> t = scaled<E>(in.score_factor, load(out.value_weights + at));
       Vec<T> even, odd;
       if constexpr (!kTwoSided) {
         even = odd = exp2_vector<T>(in.weights ? (t + load(in.weights + at)) - shift : t - shift);
@@ -87,8 +88,8 @@ RESCALED_INLINE void tile_gradients(bool odd_kind, const TileInput<T>& in, RowDa
           store<T>(out.score_gradient + at, score_gradient);
         }
       } else {
-        const Vec<T> sd = load(out.tangent_score_gradient + at) * T(kLn2), ed = load(out.tangent_e + at) * drop,
-                     tangent_delta = broadcast(rows[kTangentDelta][i]);
+        const Vec<T> sd = load(out.tangent_score_gradient + at) * in.tangent_factor,
+                     ed = load(out.tangent_e + at) * drop, tangent_delta = broadcast(rows[kTangentDelta][i]);
         Vec<T> y = -broadcast(rows[kTangentNormalizer][i]);
         if (in.bias_tangents) y += load(in.bias_tangents + at);
         Vec<T> ad, second, bias;
@@ -114,13 +115,13 @@ RESCALED_INLINE void tile_gradients(bool odd_kind, const TileInput<T>& in, RowDa
 }
 
 // Rows [first, rows) of a block; `first` is a multiple of kTileRows.
-template <class T, bool kTwoSided, bool kSecond>
+template <class E, bool kTwoSided, bool kSecond, class T = Sum<E>>
 static __attribute__((noinline)) void gradient_block(const AttentionParameters& p, int64_t first, int64_t rows,
-                                                     const TileInput<T>& in, RowData<T> row_data,
+                                                     const TileInput<E>& in, RowData<T> row_data,
                                                      const TileOutput<T>& out) {
   const int64_t last = round_up(rows, kTileRows);  // rows of padding are there, and have weight 0
-  tile_products<T, kSecond>(p, in, first, last, out);
-  tile_gradients<T, kTwoSided, kSecond>(p.kind == Kind::sinh, in, row_data, first, last, out);
+  tile_products<E, kSecond>(p, in, first, last, out);
+  tile_gradients<E, kTwoSided, kSecond>(p.kind == Kind::sinh, in, row_data, first, last, out);
 }
 
 }  // namespace

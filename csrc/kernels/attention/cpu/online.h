@@ -8,46 +8,49 @@
 namespace rescaled::RESCALED_ISA {
 namespace {
 
-template <class T>
+template <class E, class T = Sum<E>>
 struct ForwardPanel {
-  T *query, *output;                    // [D][lanes], [Dv][lanes]
+  E* query;                             // [D][lanes]
+  T* output;                            // [Dv][lanes]
   T *reference, *normalizer, *balance;  // [lanes]; all sums are relative to 2^reference
 };
 
-template <class T>
-RESCALED_INLINE ForwardPanel<T> take_panel(const AttentionParameters& p, Arena& arena) {
-  constexpr int64_t lanes = kTileVectors * kLanes<T>;
-  return {arena.take<T>(p.head_size * lanes), arena.take<T>(round_up(p.value_size, kTileRows) * lanes),
+template <class E>
+RESCALED_INLINE ForwardPanel<E> take_panel(const AttentionParameters& p, Arena& arena) {
+  constexpr int64_t lanes = kPanelLanes<E>;
+  using T = Sum<E>;
+  return {arena.take<E>(depth_of<E>(p.head_size) * lanes), arena.take<T>(round_up(p.value_size, kTileRows) * lanes),
           arena.take<T>(lanes), arena.take<T>(lanes), arena.take<T>(lanes)};
 }
-template <class T>
+template <class E>
 static void start_panel(const AttentionParameters& p, const Problem& problem, int64_t first, int64_t count,
-                        ForwardPanel<T>& panel) {
-  const int64_t lanes = panel_lanes<T>(count);
-  pack_transposed<T>(from_row(problem.query, first), count, p.head_size, static_cast<T>(p.scale * kLog2e), panel.query,
-                     lanes);
+                        ForwardPanel<E>& panel) {
+  using T = Sum<E>;
+  const int64_t lanes = panel_lanes<E>(count);
+  pack_panel<E>(from_row(problem.query, first), count, p.head_size, packed_scale<E>(p), panel.query, lanes);
   std::memset(panel.output, 0, sizeof(T) * round_up(p.value_size, kTileRows) * lanes);
   for (int64_t x = 0; x < lanes; ++x)
     panel.reference[x] = -static_cast<T>(__builtin_inf()), panel.normalizer[x] = panel.balance[x] = 0;
 }
 // 1 / normalizer of a vector of queries; 0 for a row without keys.
-template <class T>
-RESCALED_INLINE Vec<T> inverse_normalizer(const ForwardPanel<T>& panel, int64_t lane) {
+template <class E, class T = Sum<E>>
+RESCALED_INLINE Vec<T> inverse_normalizer(const ForwardPanel<E>& panel, int64_t lane) {
   const Vec<T> n = load(panel.normalizer + lane), zero = {};
   return n == zero ? zero : T(1) / n;
 }
-template <class T>
+template <class E>
 static void finish_panel(const AttentionParameters& p, int64_t b, int64_t first, int64_t count,
-                         const ForwardPanel<T>& panel) {
-  const int64_t lanes = panel_lanes<T>(count);
+                         const ForwardPanel<E>& panel) {
+  using T = Sum<E>;
+  const int64_t lanes = panel_lanes<E>(count);
   const OutputView output = matrix(p.output, p, b), balance = matrix(p.balance, p, b),
                    log_normalizer = matrix(p.log_normalizer, p, b);
   for (int64_t x = 0; x < lanes; x += kLanes<T>) {
-    const Vec<T> inverse = inverse_normalizer<T>(panel, x);
+    const Vec<T> inverse = inverse_normalizer<E>(panel, x);
     for (int64_t d = 0; d < p.value_size; ++d)
       store<T>(panel.output + d * lanes + x, load(panel.output + d * lanes + x) * inverse);
   }
-  unpack_transposed<T>(row_of(output, first), count, p.value_size, T(1), panel.output, lanes);
+  unpack_panel<E>(row_of(output, first), count, p.value_size, T(1), panel.output, lanes);
   for (int64_t i = 0; i < count; ++i) {
     const T n = panel.normalizer[i];
     const T one = n == T(0) ? T(0) : T(1) + (n - n);  // NaN where the normalizer is not finite
@@ -59,21 +62,25 @@ static void finish_panel(const AttentionParameters& p, int64_t b, int64_t first,
 }
 
 // The scores of a block, and their maximum (two-sided: of their absolute value) into `top`.
-template <class T, bool kTwoSided, int kVectors>
-static __attribute__((noinline)) void score_block(int64_t rows, int64_t depth, Rows<T> key, const T* query, T* scores,
-                                                  Vec<T>* top) {
+template <class E, bool kTwoSided, int kVectors, class T = Sum<E>>
+static __attribute__((noinline)) void score_block(int64_t rows, int64_t depth, Rows<E> key, const E* query,
+                                                  [[maybe_unused]] T scale, T* scores, Vec<T>* top) {
   constexpr int64_t lanes = kVectors * kLanes<T>;
-  for (int64_t i = 0; i < rows; i += kTileRows) {
-    Tile<T, kTileRows, kVectors> c;
-    tile_clear<T, kTileRows, kVectors>(c);
-    multiply<T, kTileRows, kVectors, false>(depth, key.data + i * key.ld, key.ld, query, lanes, c);
-    tile_store<T, kTileRows, kVectors>(c, scores + i * lanes, lanes);
-  }
+  if constexpr (kPairs<E>)
+    product_block<E, kVectors>(rows, depth, false, key, query, scores);
+  else
+    for (int64_t i = 0; i < rows; i += kTileRows) {
+      Tile<T, kTileRows, kVectors> c;
+      tile_clear<T, kTileRows, kVectors>(c);
+      multiply<T, kTileRows, kVectors, false>(depth, key.data + i * key.ld, key.ld, query, lanes, c);
+      tile_store<T, kTileRows, kVectors>(c, scores + i * lanes, lanes);
+    }
   // In a pass of its own: beside the tile's accumulators the maxima have no registers left (2 % faster with AVX2).
   Vec<T> highest[kVectors];
   RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) highest[j] = top[j];
   for (int64_t r = 0; r < rows; ++r) RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) {
-      const Vec<T> s = load(scores + r * lanes + j * kLanes<T>);
+      const Vec<T> s = scaled<E>(scale, load(scores + r * lanes + j * kLanes<T>));
+      if constexpr (kPairs<E>) store<T>(scores + r * lanes + j * kLanes<T>, s);
       highest[j] = maximum(highest[j], kTwoSided ? absolute(s) : s);
     }
   RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) top[j] = highest[j];
@@ -93,20 +100,21 @@ static __attribute__((noinline)) void weigh_block(int64_t rows, const T* weights
 
 // The scores of a block against a panel, its log weights where it has them, and the new reference: `reference`, finite,
 // beside 2^(old - new) in `correction`.
-template <class T, bool kTwoSided, int kVectors>
-static void refer(const AttentionParameters& p, const Problem& problem, Block block, bool has_weights, Rows<T> key,
-                  const T* query, T* panel_reference, T* scores, T* weights, Vec<T>* reference, Vec<T>* correction) {
+template <class E, bool kTwoSided, int kVectors, class T = Sum<E>>
+static void refer(const AttentionParameters& p, const Problem& problem, Block block, bool has_weights, Rows<E> key,
+                  const E* query, T* panel_reference, T* scores, T* weights, Vec<T>* reference, Vec<T>* correction) {
   constexpr int64_t lanes = kVectors * kLanes<T>;
   const T infinity = static_cast<T>(__builtin_inf());
+  const int64_t depth = depth_of<E>(p.head_size);
   Vec<T> top[kVectors];
   RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) reference[j] = top[j] = load(panel_reference + j * kLanes<T>);
   if (has_weights) {
     Vec<T> unused[kVectors] = {};
-    score_block<T, kTwoSided, kVectors>(block.rows, p.head_size, key, query, scores, unused);
+    score_block<E, kTwoSided, kVectors>(block.rows, depth, key, query, score_scale<E>(p), scores, unused);
     fill_log_weights<T, Lanes::queries>(p, problem.bias, problem.mask, block, weights, lanes);
     weigh_block<T, kTwoSided, kVectors>(block.rows, weights, scores, top);
   } else {
-    score_block<T, kTwoSided, kVectors>(block.rows, p.head_size, key, query, scores, top);
+    score_block<E, kTwoSided, kVectors>(block.rows, depth, key, query, score_scale<E>(p), scores, top);
   }
   RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) {
     if (kTwoSided) top[j] = round_to_integer<T>(top[j] + T(0.5));  // integral: 2^t and 2^-t are scaled exactly
@@ -152,12 +160,12 @@ static __attribute__((noinline)) void exponentiate_block(bool odd_kind, int64_t 
 
 // A block's weights in `scores`, relative to the panel's new reference, and its sums with them; 2^(old - new reference)
 // in `correction`.
-template <class T, bool kTwoSided, int kVectors>
-static void weigh_online(const AttentionParameters& p, const Problem& problem, Block block, Rows<T> key,
-                         ForwardPanel<T>& panel, T* scores, T* weights, Vec<T>* correction) {
+template <class E, bool kTwoSided, int kVectors, class T = Sum<E>>
+static void weigh_online(const AttentionParameters& p, const Problem& problem, Block block, Rows<E> key,
+                         ForwardPanel<E>& panel, T* scores, T* weights, Vec<T>* correction) {
   Vec<T> reference[kVectors], normalizer[kVectors], balance[kVectors];
   const bool has_weights = weighted(p, block.query, block.key + block.rows - 1);
-  refer<T, kTwoSided, kVectors>(p, problem, block, has_weights, key, panel.query, panel.reference, scores, weights,
+  refer<E, kTwoSided, kVectors>(p, problem, block, has_weights, key, panel.query, panel.reference, scores, weights,
                                 reference, correction);
   exponentiate_block<T, kTwoSided, kVectors>(p.kind == Kind::sinh, block.rows, has_weights ? weights : nullptr,
                                              reference, scores, normalizer, balance);

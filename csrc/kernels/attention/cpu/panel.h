@@ -9,13 +9,19 @@ namespace {
 
 // A block of scores, 12 KB in float, shares the first-level cache with the query panel: 64 keys are 10 % faster than
 // 256 on a 48 KB cache (Sapphire Rapids, measured), and no slower elsewhere.
+#if defined(__AMX_BF16__)
+constexpr int64_t kKeyBlock = 256;  // tiles are fast: what happens once a block has to be rare
+#else
 constexpr int64_t kKeyBlock = 64;
+#endif
 constexpr int kPanelsPerTask = 4;
 
 // The panels of a task share what is read of keys and values: measured with AVX2, four panels a task are 3-6 % faster
 // than one where heads lie next to each other in memory, 10-15 % where they are interleaved, and eight no faster.
-template <class T>
+template <class E>
 RESCALED_INLINE bool packs(const AttentionParameters& p) {
+  if (kPairs<E>) return true;
+  using T = Sum<E>;
   const auto direct = [](const Input& m, int64_t columns, int64_t whole_columns) {
     return !m || in_place<T>(InputView{m.data, m.dtype, m.row, m.column}, kKeyBlock, columns, kTileRows, whole_columns);
   };
@@ -23,19 +29,31 @@ RESCALED_INLINE bool packs(const AttentionParameters& p) {
            direct(p.tangent_key, p.head_size, 1) && direct(p.tangent_value, p.value_size, kTileRows));
 }
 
-// Of a panel that starts at query `first`: its queries, and its lanes in whole vectors.
-template <class T>
-RESCALED_INLINE int64_t panel_count(const AttentionParameters& p, int64_t first) {
-  const int64_t left = p.queries - first, full = kTileVectors * kLanes<T>;
-  return left < full ? left : full;
+// Length of a row of packed keys, and (pairs) of a row of values transposed.
+template <class E>
+RESCALED_INLINE int64_t key_ld(const AttentionParameters& p) {
+  return kPairs<E> ? packed_ld<E>(depth_of<E>(p.head_size)) : p.head_size;
 }
-template <class T>
+template <class E>
+inline constexpr int64_t kPairedKeys = kKeyBlock / 2 + 16;  // an odd number of cache lines, as of packed_ld
+
+// Of a panel that starts at query `first`: its queries, and its lanes in whole vectors.
+template <class E>
+inline constexpr int64_t kPanelLanes = kTileVectors * kLanes<Sum<E>>;
+template <class E>
+RESCALED_INLINE int64_t panel_count(const AttentionParameters& p, int64_t first) {
+  const int64_t left = p.queries - first;
+  return left < kPanelLanes<E> ? left : kPanelLanes<E>;
+}
+template <class E>
 RESCALED_INLINE int64_t panel_lanes(int64_t count) {
-  return round_up(count, kLanes<T>);
+  return round_up(count, kLanes<Sum<E>>);
 }
 template <class T, class Function>
 RESCALED_INLINE void with_vectors(int64_t count, Function f) {
-  if (count > 2 * kLanes<T>)
+  if (kTileVectors > 3 && count > 3 * kLanes<T>)
+    f(Constant<kTileVectors>());
+  else if (count > 2 * kLanes<T>)
     f(Constant<3>());
   else if (count > kLanes<T>)
     f(Constant<2>());
@@ -44,16 +62,23 @@ RESCALED_INLINE void with_vectors(int64_t count, Function f) {
 }
 
 // How the panels of one matrix of queries are cut into tasks, by shape alone: `single` tasks of one panel, the first
-// queries, then `groups` of up to kPanelsPerTask. The groups run first and the singles fill the threads that are done
-// early; where there are many matrices their number does that, and where keys are packed singles would pack them anew.
+// queries, then `groups` of up to `each`. The groups run first and the singles fill the threads that are done early;
+// where there are many matrices their number does that, and where keys are packed singles would pack them anew. Pairs
+// always are: their groups are smaller where there would be fewer than four.
 struct PanelCut {
-  int64_t singles, groups;
+  int64_t singles, groups, each = kPanelsPerTask;
 };
-template <class T>
+template <class E>
 RESCALED_INLINE PanelCut panel_cut(const AttentionParameters& p) {
-  constexpr int64_t lanes = kTileVectors * kLanes<T>, singles = 2 * kPanelsPerTask, many = 8;
+  constexpr int64_t lanes = kPanelLanes<E>, singles = 2 * kPanelsPerTask, many = 8;
   const int64_t panels = (p.queries + lanes - 1) / lanes;
-  if (packs<T>(p) || p.kv_batches * p.group >= many) return {0, (panels + kPanelsPerTask - 1) / kPanelsPerTask};
+  if (kPairs<E>) {
+    const int64_t wanted = p.kv_batches * p.group * panels / 4, each = wanted < 1                ? 1
+                                                                       : wanted < kPanelsPerTask ? wanted
+                                                                                                 : kPanelsPerTask;
+    return {0, (panels + each - 1) / each, each};
+  }
+  if (packs<E>(p) || p.kv_batches * p.group >= many) return {0, (panels + kPanelsPerTask - 1) / kPanelsPerTask};
   if (panels <= singles) return {panels, 0};
   const int64_t groups = (panels - singles) / kPanelsPerTask;
   return {panels - groups * kPanelsPerTask, groups};
@@ -63,38 +88,40 @@ struct PanelTask {
   int64_t batch, first, lanes;
   int panels;
 };
-template <class T>
+template <class E>
 RESCALED_INLINE int64_t panel_tasks(const AttentionParameters& p) {
-  const PanelCut cut = panel_cut<T>(p);
+  const PanelCut cut = panel_cut<E>(p);
   return p.kv_batches * p.group * (cut.singles + cut.groups);
 }
-template <class T>
+template <class E>
 RESCALED_INLINE PanelTask panel_task(const AttentionParameters& p, int64_t task) {
-  constexpr int64_t lanes = kTileVectors * kLanes<T>;
-  const PanelCut cut = panel_cut<T>(p);
+  constexpr int64_t lanes = kPanelLanes<E>;
+  const PanelCut cut = panel_cut<E>(p);
   const int64_t tasks = cut.singles + cut.groups, index = tasks - 1 - task % tasks;  // the longest first
   const bool single = index < cut.singles;
-  const int64_t panel = single ? index : cut.singles + (index - cut.singles) * kPanelsPerTask,
+  const int64_t panel = single ? index : cut.singles + (index - cut.singles) * cut.each,
                 left = (p.queries - panel * lanes + lanes - 1) / lanes;
-  return {task / tasks, panel * lanes, lanes,
-          single ? 1 : static_cast<int>(left < kPanelsPerTask ? left : kPanelsPerTask)};
+  return {task / tasks, panel * lanes, lanes, single ? 1 : static_cast<int>(left < cut.each ? left : cut.each)};
 }
 
-// Where keys and values are packed when they cannot be read in place.
-template <class T>
+// Where keys and values are packed when they cannot be read in place. Pairs always are: the products with values sum
+// over keys, so that pairs of keys have to be neighbors.
+template <class E>
 struct PanelScratch {
-  T *keys, *values, *tangent_keys, *tangent_values;
+  E *keys, *values, *tangent_keys, *tangent_values;
   PanelScratch(const AttentionParameters& p, Arena& arena) {
-    const int64_t head = kKeyBlock * p.head_size, columns = kKeyBlock * round_up(p.value_size, kTileRows);
-    keys = arena.take<T>(head), values = arena.take<T>(columns);
-    tangent_keys = arena.take<T>(p.tangent_key ? head : 0),
-    tangent_values = arena.take<T>(p.tangent_value ? columns : 0);
+    const int64_t head = kKeyBlock * key_ld<E>(p), columns = kPairs<E>
+                                                                 ? round_up(p.value_size, kPairColumns) * kPairedKeys<E>
+                                                                 : round_up(p.value_size, kTileRows) * kKeyBlock;
+    keys = arena.take<E>(head), values = arena.take<E>(columns);
+    tangent_keys = arena.take<E>(p.tangent_key ? head : 0),
+    tangent_values = arena.take<E>(p.tangent_value ? columns : 0);
   }
 };
 // The rows of a block that products read; absent: data = nullptr.
-template <class T>
+template <class E>
 struct BlockRows {
-  Rows<T> key, value, tangent_key, tangent_value;
+  Rows<E> key, value, tangent_key, tangent_value;  // pairs: values transposed, [Dv][keys]
 };
 template <class T>
 static BlockRows<T> block_rows(const AttentionParameters& p, const Problem& problem, int64_t first, int64_t rows,
@@ -109,19 +136,42 @@ static BlockRows<T> block_rows(const AttentionParameters& p, const Problem& prob
           values(problem.tangent_value, s.tangent_values)};
 }
 
+#if defined(__AVX512BF16__)
+template <>
+BlockRows<Pair> block_rows<Pair>(const AttentionParameters& p, const Problem& problem, int64_t first, int64_t rows,
+                                 const PanelScratch<Pair>& s) {
+  const auto keys = [&](InputView m, Pair* to) {
+    const int64_t ld = key_ld<Pair>(p);
+    if (m)
+      pack_pairs<false>(from_row(m, first), rows, p.head_size, round_up(rows, kTileRows), depth_of<Pair>(p.head_size),
+                        to, ld);
+    return Rows<Pair>{m ? to : nullptr, ld};
+  };
+  const auto values = [&](InputView m, Pair* to) {
+    if (m)
+      pack_pairs_transposed<true>(from_row(m, first), rows, p.value_size, depth_of<Pair>(rows),
+                                  round_up(p.value_size, kPairColumns), to, kPairedKeys<Pair>);
+    return Rows<Pair>{m ? to : nullptr, kPairedKeys<Pair>};
+  };
+  return {keys(problem.key, s.keys), values(problem.value, s.values), keys(problem.tangent_key, s.tangent_keys),
+          values(problem.tangent_value, s.tangent_values)};
+}
+#endif
+
 // A task: start(problem, batch, panel, first, count) for its panels, visit(problem, rows, panel, block, Constant of
 // vectors) for the blocks of keys and the panels that attend some of them, finish(batch, panel, first, count).
-template <class T, class Start, class Visit, class Finish>
-RESCALED_INLINE void walk_panels(const AttentionParameters& p, int64_t task, const PanelScratch<T>& scratch,
+template <class E, class Start, class Visit, class Finish>
+RESCALED_INLINE void walk_panels(const AttentionParameters& p, int64_t task, const PanelScratch<E>& scratch,
                                  Start start, Visit visit, Finish finish) {
-  const PanelTask t = panel_task<T>(p, task);
+  using T = Sum<E>;
+  const PanelTask t = panel_task<E>(p, task);
   const Problem problem(p, t.batch);
   const auto first_of = [&](int panel) { return t.first + panel * t.lanes; };
   for (int i = 0; i < t.panels; ++i) start(problem, t.batch, i, first_of(i), panel_count<T>(p, first_of(i)));
   const int64_t last = first_of(t.panels), keys = p.causal && last < p.keys ? last : p.keys;
   for (int64_t j = 0; j < keys; j += kKeyBlock) {
     const int64_t rows = keys - j < kKeyBlock ? keys - j : kKeyBlock;
-    const BlockRows<T> in = block_rows<T>(p, problem, j, rows, scratch);
+    const BlockRows<E> in = block_rows<E>(p, problem, j, rows, scratch);
     for (int i = 0; i < t.panels; ++i) {
       const int64_t first = first_of(i), count = panel_count<T>(p, first);
       const int64_t seen = p.causal && first + count - j < rows ? first + count - j : rows;
@@ -132,26 +182,27 @@ RESCALED_INLINE void walk_panels(const AttentionParameters& p, int64_t task, con
   for (int i = 0; i < t.panels; ++i) finish(t.batch, i, first_of(i), panel_count<T>(p, first_of(i)));
 }
 
-// A pass over the panels, in the type of the arithmetic. A Pass has Scratch<T>, a PanelScratch<T>, and, static,
-// task<T, kTwoSided>(p, task, scratch).
-template <class Pass, class T>
+// A pass over the panels, in the type of the factors. A Pass has Scratch<E>, a PanelScratch<E>, and, static,
+// task<E, kTwoSided>(p, task, scratch).
+template <class Pass, class E>
 static void panel_run(const AttentionParameters& p, int64_t begin, int64_t end, void* memory) {
   Arena arena(memory);
-  typename Pass::template Scratch<T> scratch(p, arena);
+  typename Pass::template Scratch<E> scratch(p, arena);
+  take_tiles();
   for (int64_t task = begin; task < end; ++task) {
     if (p.kind == Kind::exp)
-      Pass::template task<T, false>(p, task, scratch);
+      Pass::template task<E, false>(p, task, scratch);
     else
-      Pass::template task<T, true>(p, task, scratch);
+      Pass::template task<E, true>(p, task, scratch);
   }
-}
-template <class Pass, class T>
-static AttentionProgram panel_program_of(const AttentionParameters& p) {
-  return {{{panel_tasks<T>(p), bytes_of<typename Pass::template Scratch<T>>(p), panel_run<Pass, T>}}, 1, 0};
+  give_tiles_back();
 }
 template <class Pass>
 static AttentionProgram panel_program(const AttentionParameters& p) {
-  return p.query.dtype == DType::float64 ? panel_program_of<Pass, double>(p) : panel_program_of<Pass, float>(p);
+  return with_factors(p, [&](auto factor) -> AttentionProgram {
+    using E = typename decltype(factor)::Type;
+    return {{{panel_tasks<E>(p), bytes_of<typename Pass::template Scratch<E>>(p), panel_run<Pass, E>}}, 1, 0};
+  });
 }
 
 // Blocks that are filled for real queries alone, and read in whole vectors.
@@ -164,6 +215,17 @@ RESCALED_INLINE void clear_blocks(std::initializer_list<T*> blocks) {
 template <class T>
 RESCALED_INLINE void multiply_by(const T* factors, int64_t count, T* x) {
   for (int64_t i = 0; i < count; i += kLanes<T>) store<T>(x + i, load(x + i) * load(factors + i));
+}
+
+// A block of weights as factors of the products with values; pairs: of keys, in `pairs`.
+template <class E, int kVectors>
+RESCALED_INLINE const E* weight_factors([[maybe_unused]] int64_t rows, const Sum<E>* block, [[maybe_unused]] E* pairs) {
+#if defined(__AVX512BF16__)
+  pair_rows<kVectors>(rows, 2 * depth_of<E>(rows), block, pairs);
+  return pairs;
+#else
+  return block;
+#endif
 }
 
 // out^T = out^T correction + a^T x (+ b^T y), either product absent where its rows are; without a correction, 1.
@@ -185,6 +247,26 @@ static __attribute__((noinline)) void accumulate_values(int64_t rows, int64_t va
     }
   }
 }
+
+#if defined(__AVX512BF16__)
+// The same with pairs. The sum runs on across blocks: weights rounded to bfloat16 leave an error far above its own.
+template <class E, int kVectors>
+static void accumulate_values(int64_t rows, int64_t value_size, Rows<Pair> a, const Pair* x, Rows<Pair> b,
+                              const Pair* y, const FloatVector* correction, float* output) {
+  constexpr int64_t lanes = kVectors * 16;
+  const int64_t padded = round_up(value_size, kTileRows);
+  bool changed = false;
+  for (int j = 0; correction && j < kVectors; ++j)
+    changed |= _mm512_cmp_ps_mask((__m512)correction[j], _mm512_set1_ps(1.f), _CMP_NEQ_UQ) != 0;
+  if (changed)
+    for (int64_t d = 0; d < padded; ++d) RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) {
+        float* const o = output + d * lanes + j * 16;
+        store<float>(o, load(o) * correction[j]);
+      }
+  if (a.data) pair_product<kVectors>(padded, depth_of<Pair>(rows), true, a, x, lanes, output, lanes);
+  if (b.data) pair_product<kVectors>(padded, depth_of<Pair>(rows), true, b, y, lanes, output, lanes);
+}
+#endif
 
 }  // namespace
 }  // namespace rescaled::RESCALED_ISA

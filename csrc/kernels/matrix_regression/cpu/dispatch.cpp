@@ -23,7 +23,7 @@ RESCALED_DECLARE(avx512)
 
 const MatrixRegressionKernels& matrix_regression_cpu_kernels() {
   static const MatrixRegressionKernels kernels = [] {
-    switch (cpu_isa()) {
+    switch (cpu_vector_isa()) {
 #if defined(__x86_64__)
       case Isa::avx512:
         return MatrixRegressionKernels RESCALED_KERNELS(avx512);

@@ -27,7 +27,7 @@ RESCALED_DECLARE(avx512)
 
 const RegressionKernels& regression_cpu_kernels() {
   static const RegressionKernels kernels = [] {
-    switch (cpu_isa()) {
+    switch (cpu_vector_isa()) {
 #if defined(__x86_64__)
       case Isa::avx512:
         return RegressionKernels RESCALED_KERNELS(avx512);
