@@ -141,8 +141,9 @@ def build(job: Job) -> Row:
 def instructions(job: Job) -> tuple[bool, str]:
     """Whether the instructions' results on this GPU are those that the kernels' twins are held against."""
     program, source = ROOT / "build" / "gpu" / "instructions", ROOT / "tests" / "cpp" / "instructions.cu"
-    name = target().partition("-")[0]
-    compile_it = ["nvcc", "-std=c++17", "-O2", f"-gencode=arch=compute_{name},code=sm_{name}", "-o", program, source]
+    name, _, kind = target().partition("-")
+    code = f"arch=compute_{name},code={'sm' if kind == 'real' else 'compute'}_{name}"
+    compile_it = ["nvcc", "-std=c++17", "-O2", f"-gencode={code}", "-o", program, source]
     for command in (compile_it, [program, ROOT / "tests" / "cuda_instructions.txt"]):
         ((status, output),) = job.run("build", command, log="test.log")
         if status != 0:
