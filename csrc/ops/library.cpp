@@ -51,6 +51,12 @@
 #define MATRIX_OPTIONS                                                                                     \
   "*, Tensor? attn_mask=None, bool is_causal=False, float regularization=0.0, str kind=\"exp\", str form=" \
   "\"rescaled\""
+#define MATRIX_OPTIONS_OF_SOLVE \
+  "Tensor? attn_mask=None, bool is_causal=False, float regularization=0.0, str kind=\"exp\", "
+#define MAP_SOLVE                                                                                                 \
+  "int? rank=None, int sample_dims=0, str method=\"auto\", int max_iterations=100, int cg_iterations=200, float " \
+  "gtol=0.0, float? ftol=None, float xtol=0.0, float damping=1e-9, str? group=None, int? chunk=None, Tensor? "    \
+  "state=None) "
 #define TARGET "Tensor b, Tensor? row_weight, Tensor? penalty_weight"
 
 TORCH_LIBRARY(torch_rescaled, m) {
@@ -109,6 +115,18 @@ TORCH_LIBRARY(torch_rescaled, m) {
       "state, " REGRESSION_SETTINGS
       ", str method, int max_iterations, float gtol, float ftol, float xtol, float damping, int chunk)"
       " -> (Tensor x, Tensor summary, Tensor history, Tensor state)",
+      {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
+
+  // -> X [*, d1, d2], factors [*, d1, r] and [*, d2, r] (r = 0 without a rank), Y [*, d3, dv], summary [*, 7],
+  // history [*, iterations, 9] and state float64; * without the samples' dimensions
+  m.def("solve_matrix_regression(Tensor A1, Tensor A2, Tensor B, *, Tensor? X0=None, " MATRIX_OPTIONS_OF_SOLVE
+        "str form=\"rescaled\", " MAP_SOLVE
+        "-> (Tensor X, Tensor left, Tensor right, Tensor summary, Tensor history, Tensor state)",
+        {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
+  m.def(
+      "solve_attention_regression(Tensor A1, Tensor A2, Tensor A3, Tensor B, *, Tensor? "
+      "X0=None, " MATRIX_OPTIONS_OF_SOLVE "str form=\"normalized\", " MAP_SOLVE
+      "-> (Tensor X, Tensor left, Tensor right, Tensor Y, Tensor summary, Tensor history, Tensor state)",
       {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
 
   // gradient: in x, saved for the derivatives.

@@ -2,6 +2,7 @@
 #include "plain.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/exp2.h>
 #include <ATen/ops/matmul.h>
@@ -85,6 +86,13 @@ Tensor along(const Rows& gradient, const Rows& tangents) {
 
 }  // namespace
 
+MatrixNumbers matrix_numbers(const Tensor& statistics) {
+  using Number = MatrixRegressionStatistics;
+  return {statistics.select(-1, Number::reference), statistics.select(-1, Number::sum),
+          statistics.select(-1, Number::beta), statistics.select(-1, Number::square),
+          statistics.select(-1, Number::loss)};
+}
+
 Tensor half_scale(const Tensor& statistics, const MatrixSettings& settings) {
   const Tensor reference = statistics.select(-1, MatrixRegressionStatistics::reference).unsqueeze(-1);
   return settings.form == "normalized" ? at::ones_like(reference) : reference.exp2();
@@ -111,6 +119,23 @@ Tensor plain_matrix_product(const MatrixPoint& x, const Tensor& v, const MatrixS
   const Tensor t = at::matmul(v, transposed(x.key)), p = at.values.du, q = at.q(full);
   const Tensor p_t = row_dot(p, t), q_t = row_dot(q, t);
   return at::matmul(at.diagonal(full) * t - p * (q_t - at.square() * p_t) - q * p_t, x.key);
+}
+
+MatrixCurvature plain_matrix_curvature(const MatrixPoint& x, const Tensor& rows, const MatrixSettings& settings,
+                                       bool full) {
+  const auto some = [&](const Tensor& t) {
+    return t.defined() && t.sym_size(-2) == x.query.sym_size(-2) ? t.index_select(-2, rows) : t;
+  };
+  MatrixSettings free = settings;
+  free.is_causal = false;
+  Tensor mask = some(x.mask);
+  if (settings.is_causal) {
+    const Tensor columns = at::arange(x.key.sym_size(-2), rows.options());
+    const Tensor causal = columns.unsqueeze(0) <= rows.unsqueeze(-1);
+    mask = mask.defined() ? mask.logical_and(causal) : causal;
+  }
+  const PlainPoint at({some(x.query), x.key, some(x.target), mask}, free);
+  return {at.diagonal(full), at.values.du, at.q(full), at.square(), at.values.shift};
 }
 
 Tensor plain_matrix_forward(const MatrixPoint& x, const MatrixSettings& settings) {

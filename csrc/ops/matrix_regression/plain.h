@@ -14,6 +14,19 @@ Tensor plain_matrix_gradient(const MatrixPoint&, const MatrixSettings&);        
 Two plain_matrix_moments(const MatrixPoint&, const MatrixSettings&, bool full);  // [*L, n1, d] twice
 Tensor plain_matrix_product(const MatrixPoint&, const Tensor& v, const MatrixSettings&, bool full);  // [*L, n1, d]
 
+// Of some rows of every matrix, what their Hessian diag(D) - p q^T - q p^T + square p p^T is made of: arrays of these
+// rows of the map. p, q are scaled by e^-shift, D by e^-2 shift.
+struct MatrixCurvature {
+  Tensor diagonal, p, q, square, shift;  // [*L, r, n2] three times, [*L, r, 1] twice
+};
+MatrixCurvature plain_matrix_curvature(const MatrixPoint&, const Tensor& rows, const MatrixSettings&, bool full);
+
+// Statistics by name (kernels/matrix_regression/parameters.h): [*L, n1] each.
+struct MatrixNumbers {
+  Tensor reference, sum, beta, square, loss;
+};
+MatrixNumbers matrix_numbers(const Tensor& statistics);
+
 // The losses of rows of these statistics, [*L, n1], and e^shift where those are scaled by e^-2 shift: [*L, n1, 1].
 Tensor row_losses(const Tensor& statistics, const MatrixSettings&);
 Tensor half_scale(const Tensor& statistics, const MatrixSettings&);

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Damped Gauss-Newton steps by preconditioned conjugate gradients, for the losses of attention maps: docs/solver.md.
+#pragma once
+#include <array>
+#include <string>
+#include <vector>
+
+#include "../include/torch_rescaled/map_regression.h"
+#include "objective.h"
+
+namespace torch_rescaled::solvers {
+
+struct MapOptions {
+  bool direct = false;  // the matrix of the normal equations, where the objective has it, instead of its products
+  int64_t max_iterations = 100, cg_iterations = 200;
+  double gtol = 0, ftol = 1e-12, xtol = 0, damping = 1e-9;
+};
+
+constexpr int64_t kMapNumbers = static_cast<int64_t>(MapSolveNumber::seconds) + 1;
+// A line of the history. `model`: 0 Gauss-Newton, 1 the Hessian; `form`: as in History.
+struct MapHistory {
+  enum : int64_t { iteration, log_loss, gradient, step, factor, damping, model, form, products, count };
+};
+
+struct MapState {
+  enum : int64_t {
+    status,
+    phase,  // 0: a rescaled form's normalized one first; 1: the form asked for
+    full,   // 1: the next step is the Hessian's
+    damping,
+    iterations,
+    flat,
+    gradient,
+    log_size,   // of the last gradient in the metric
+    tolerance,  // of conjugate gradients
+    anchor_log_sum,
+    evaluations,
+    products,
+    seconds,
+    count
+  };
+  std::array<double, count> number{};
+  Tensor unknowns, anchor;  // anchor: the normalized form's solution
+  double& operator[](int64_t i) { return number[static_cast<size_t>(i)]; }
+  double operator[](int64_t i) const { return number[static_cast<size_t>(i)]; }
+  static int64_t size(int64_t unknowns) { return int64_t{count} + 2 * unknowns; }
+  Tensor pack() const;
+  static MapState unpack(const Tensor& packed);
+};
+
+// Objectives of one problem: the form asked for and, if that is the rescaled one, the normalized one.
+struct MapProblem {
+  const Objective* final = nullptr;
+  const Objective* first = nullptr;
+  double form = 0;         // as in the history
+  bool two_sided = false;  // cosh or sinh: logits may vanish
+};
+
+struct MapSolution {
+  Tensor unknowns, summary, history, state;
+};
+
+// From `start`, or where `state` (undefined: none) left off; at most `chunk` iterations.
+MapSolution solve_map(const MapProblem&, const MapOptions&, const Tensor& start, const Tensor& state, int64_t chunk);
+
+}  // namespace torch_rescaled::solvers

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Starting points of the map solvers, from the target: docs/solver.md.
+#pragma once
+#include "attention_objective.h"
+#include "matrix_objective.h"
+
+namespace torch_rescaled::solvers {
+
+// Of the normalized or plain objective; X as a vector.
+Tensor matrix_start(const MatrixObjective&, const MatrixData&, const MatrixSettings&);
+// Of an objective without Y among its unknowns.
+Tensor attention_start(const AttentionObjective&, const AttentionData&);
+
+}  // namespace torch_rescaled::solvers
