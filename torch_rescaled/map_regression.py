@@ -130,7 +130,7 @@ class AttentionRegression:
     def _solve(self, x0: Tensor | None, state: Tensor | None, chunk: int | None, options: dict[str, Any]) -> "MapSolution":
         tensors = {"A1": self.A1, "A2": self.A2, "A3": self.A3, "B": self.B, "attn_mask": self.attn_mask, "X0": x0}
         _check("solve_attention_regression", tensors)
-        X, left, right, Y, summary, history, state = _OPS.solve_attention_regression(
+        X, Y, left, right, summary, history, state = _OPS.solve_attention_regression(
             self.A1, self.A2, self.A3, self.B, X0=x0, attn_mask=self.attn_mask, is_causal=self.is_causal,
             regularization=self.regularization, kind=self.kind, form=self.form, rank=self.rank, sample_dims=self.sample_dims,
             state=state, chunk=chunk, **_for_maps(options),

@@ -117,7 +117,7 @@ TORCH_LIBRARY(torch_rescaled, m) {
       " -> (Tensor x, Tensor summary, Tensor history, Tensor state)",
       {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
 
-  // -> X [*, d1, d2], factors [*, d1, r] and [*, d2, r] (r = 0 without a rank), Y [*, d3, dv], summary [*, 7],
+  // -> X [*, d1, d2], Y [*, d3, dv], factors [*, d1, r] and [*, d2, r] (r = 0 without a rank), summary [*, 7],
   // history [*, iterations, 9] and state float64; * without the samples' dimensions
   m.def("solve_matrix_regression(Tensor A1, Tensor A2, Tensor B, *, Tensor? X0=None, " MATRIX_OPTIONS_OF_SOLVE
         "str form=\"rescaled\", " MAP_SOLVE
@@ -126,7 +126,7 @@ TORCH_LIBRARY(torch_rescaled, m) {
   m.def(
       "solve_attention_regression(Tensor A1, Tensor A2, Tensor A3, Tensor B, *, Tensor? "
       "X0=None, " MATRIX_OPTIONS_OF_SOLVE "str form=\"normalized\", " MAP_SOLVE
-      "-> (Tensor X, Tensor left, Tensor right, Tensor Y, Tensor summary, Tensor history, Tensor state)",
+      "-> (Tensor X, Tensor Y, Tensor left, Tensor right, Tensor summary, Tensor history, Tensor state)",
       {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
 
   // gradient: in x, saved for the derivatives.

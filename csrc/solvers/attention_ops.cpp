@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // solve_attention_regression as an operator.
-#include <ATen/ops/zeros.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <cmath>
 
 #include "../ops/check.h"
-#include "map_ops.h"
+#include "map_implicit.h"
 
 namespace torch_rescaled::solvers {
 namespace {
@@ -54,6 +56,30 @@ void check(const char* op, const Tensor& A1, const Tensor& A2, const Tensor& A3,
                  regularization);
 }
 
+std::vector<int64_t> leading(const Tensor& A1, const Tensor& A2, const Tensor& A3, const Tensor& B,
+                             const Tensor& mask) {
+  std::vector<int64_t> full;
+  for (const c10::SymInt& size : leading_sizes({{A1, 2}, {A2, 2}, {A3, 2}, {B, 2}, {mask, 2}}))
+    full.push_back(size.expect_int());
+  return full;
+}
+AttentionData data_of(const MapBatch& batch, int64_t i, const Tensor& A1, const Tensor& A2, const Tensor& A3,
+                      const Tensor& B, const MaybeTensor& attn_mask, const ImplicitSettings& x,
+                      std::optional<c10::string_view> group) {
+  const at::ScalarType type = accumulation_type(A1);
+  AttentionData one;
+  one.A1 = batch.of(A1, 2, i, true, /*expanded=*/true).to(type);
+  one.A2 = batch.of(A2, 2, i, true, /*expanded=*/true).to(type);
+  one.A3 = batch.of(A3, 2, i, true, /*expanded=*/true).to(type);
+  one.B = batch.of(B, 2, i, true, /*expanded=*/true).to(type);
+  one.mask = batch.of(defined_or(attn_mask), 2, i, true);
+  one.is_causal = x.is_causal, one.joint = x.joint, one.regularization = x.regularization;
+  one.kind = x.kind == "signed" ? "sinh" : x.kind;
+  one.form = x.kind == "signed" ? "signed" : x.form;
+  one.group = Group(std::string(group.value_or("")));
+  return one;
+}
+
 Seven solve_attention_regression(const Tensor& A1, const Tensor& A2, const Tensor& A3, const Tensor& B,
                                  const MaybeTensor& X0, const MaybeTensor& attn_mask, bool is_causal,
                                  double regularization, c10::string_view kind, c10::string_view form,
@@ -61,40 +87,116 @@ Seven solve_attention_regression(const Tensor& A1, const Tensor& A2, const Tenso
   const char* op = "solve_attention_regression";
   check(op, A1, A2, A3, B, defined_or(X0), defined_or(attn_mask), regularization, kind, form, method);
   const at::ScalarType type = accumulation_type(A1);
-  std::vector<int64_t> full;
-  for (const c10::SymInt& size : leading_sizes({{A1, 2}, {A2, 2}, {A3, 2}, {B, 2}, {defined_or(attn_mask), 2}}))
-    full.push_back(size.expect_int());
+  const std::vector<int64_t> full = leading(A1, A2, A3, B, defined_or(attn_mask));
   std::vector<c10::SymInt> symbolic(full.begin(), full.end());
   for (const auto& [name, t] : {std::pair<const char*, const Tensor&>{"A1", A1}, {"A2", A2}, {"A3", A3}, {"B", B}})
     check_leading(op, name, t, 2, symbolic);
   check_map_options(op, full, A1.size(-1), A2.size(-1), THE_MAP_SOLVE_OPTIONS);
   const MapBatch batch(full, sample_dims);
-  const auto data = [&](int64_t i) {
-    AttentionData one;
-    one.A1 = batch.of(A1, 2, i, true, /*expanded=*/true).to(type);
-    one.A2 = batch.of(A2, 2, i, true, /*expanded=*/true).to(type);
-    one.A3 = batch.of(A3, 2, i, true, /*expanded=*/true).to(type);
-    one.B = batch.of(B, 2, i, true, /*expanded=*/true).to(type);
-    one.mask = batch.of(defined_or(attn_mask), 2, i, true);
-    one.is_causal = is_causal, one.joint = method == "joint";
-    one.kind = kind == "signed" ? "sinh" : std::string(kind);
-    one.form = kind == "signed" ? "signed" : std::string(form);
-    one.regularization = regularization;
-    one.group = Group(std::string(group.value_or("")));
-    return one;
-  };
+  const ImplicitSettings settings{is_causal, method == "joint", regularization, std::string(kind), std::string(form)};
   const MapResults found = solve_maps(
       batch, A1.device().is_cpu() && !group && A1.size(-2) * A2.size(-2) * batch.samples() <= kSmallMap,
       A1.options().dtype(type),
       map_options(type, /*direct=*/false, max_iterations, cg_iterations, gtol, ftol, xtol, damping), chunk,
-      defined_or(state), [&](int64_t i) { return std::make_unique<AttentionTask>(data(i), rank); },
+      defined_or(state),
+      [&](int64_t i) {
+        return std::make_unique<AttentionTask>(data_of(batch, i, A1, A2, A3, B, attn_mask, settings, group), rank);
+      },
       [&](int64_t i) { return X0.has_value() ? batch.of(*X0, 2, i, false) : Tensor(); });
-  return {found.X, found.left, found.right, found.Y, found.summary, found.history, found.state};
+  return {found.X, found.Y, found.left, found.right, found.summary, found.history, found.state};
+}
+
+// The loss by public operators: W of signed attention, else the attention loss, and the penalty.
+Tensor loss_of(const ImplicitSettings& x, const Tensor& mask, const variable_list& in, const Tensor& X,
+               const Tensor& Y) {
+  using Loss = Tensor(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& target,
+                      const MaybeTensor& attn_mask, bool is_causal, std::optional<double> scale, bool enable_gqa,
+                      c10::string_view kind, c10::string_view form, const MaybeTensor& log_row_scale,
+                      c10::string_view reduction, bool log);
+  static const auto op = handle<Loss>("torch_rescaled::attention_loss");
+  const at::ScalarType type = accumulation_type(in[0]);
+  const Tensor A1 = in[0].to(type), A2 = in[1].to(type), query = at::matmul(A1, X),
+               value = at::matmul(in[2].to(type), Y);
+  // A row without keys has loss 0 here.
+  Tensor target = in[3].to(type);
+  if (mask.defined()) target = target * mask.any(-1, /*keepdim=*/true);
+  Tensor loss = op.call(query, A2, value, target, maybe(mask), x.is_causal, 1., false, x.kind, x.form, std::nullopt,
+                        "sum", false);
+  if (x.regularization != 0) {
+    const Tensor inside = at::matmul(at::matmul(A1.mT(), A1), at::matmul(X, at::matmul(A2.mT(), A2)));
+    loss = loss + .5 * x.regularization * (X * inside).sum();
+  }
+  return loss;
+}
+
+// A1, A2, A3, B | attn_mask -> X, Y | factors, ...
+struct AttentionImplicit {
+  using Settings = ImplicitSettings;
+  static constexpr size_t kInputs = 4, kOutputs = 2, kAuxiliaries = 1;
+  static constexpr bool kTraceable = false, kSavesOutputs = true;
+  static const char* name() { return "RescaledSolveAttentionRegressionBackward"; }
+
+  static ImplicitProblem problem(const Settings& x, const variable_list& in, const variable_list& out) {
+    const Tensor mask = in[4];
+    const MapBatch batch(leading(in[0], in[1], in[2], in[3], mask), x.sample_dims);
+    ImplicitProblem p;
+    p.inputs = {in[0].detach(), in[1].detach(), in[2].detach(), in[3].detach()};
+    p.unknowns = map_unknowns(out[0], out[2], out[3], x.rank);
+    p.unknowns.push_back(out[1].detach());
+    p.problems = batch.problems();
+    p.loss = [x, mask](const variable_list& inputs, const variable_list& unknowns) {
+      return loss_of(x, mask, inputs, over_samples(map_of(unknowns, x.rank), x.sample_dims),
+                     over_samples(unknowns.back(), x.sample_dims));
+    };
+    Settings joint = x;
+    joint.joint = true;  // the solution's Hessian is X's and Y's
+    p.metric = [joint, in, mask, batch](int64_t i, const Tensor& vector) {
+      return AttentionTask(data_of(batch, i, in[0], in[1], in[2], in[3], maybe(mask), joint, {}),
+                           joint.rank ? std::optional<int64_t>(joint.rank) : std::nullopt)
+          .metric(vector);
+    };
+    return p;
+  }
+  static variable_list vjp(const Settings& settings, const variable_list& in, const variable_list& out,
+                           const variable_list& grads, const std::vector<bool>& need) {
+    const ImplicitProblem p = problem(settings, in, out);
+    variable_list v = map_cotangents(p.unknowns, grads[0], settings.rank);
+    v.push_back(grads[1].defined() ? grads[1] : at::zeros_like(p.unknowns.back()));
+    return implicit_vjp(p, v, need);
+  }
+  static variable_list jvp(const Settings& settings, const variable_list& in, const variable_list& tangents,
+                           const variable_list& out) {
+    const ImplicitProblem p = problem(settings, in, out);
+    const variable_list t = implicit_jvp(p, tangents);
+    return {map_tangent(p.unknowns, t, settings.rank), t.back()};
+  }
+};
+
+using AttentionSolve = Seven(const Tensor& A1, const Tensor& A2, const Tensor& A3, const Tensor& B,
+                             const MaybeTensor& X0, const MaybeTensor& attn_mask, bool is_causal, double regularization,
+                             c10::string_view kind, c10::string_view form, MAP_SOLVE_OPTIONS);
+
+Seven solve_autograd(c10::DispatchKeySet keys, const Tensor& A1, const Tensor& A2, const Tensor& A3, const Tensor& B,
+                     const MaybeTensor& X0, const MaybeTensor& attn_mask, bool is_causal, double regularization,
+                     c10::string_view kind, c10::string_view form, MAP_SOLVE_OPTIONS) {
+  static const auto op = handle<AttentionSolve>("torch_rescaled::solve_attention_regression");
+  const variable_list in{A1, A2, A3, B, defined_or(attn_mask)};
+  check_differentiable("solve_attention_regression", in, AttentionImplicit::kInputs, group.has_value());
+  const ImplicitSettings settings{is_causal,         method == "joint", regularization, std::string(kind),
+                                  std::string(form), rank.value_or(0),  sample_dims};
+  const auto out = record<AttentionImplicit>(settings, in, [&] {
+    return to_list(op.redispatch(keys & c10::after_autograd_keyset, A1, A2, A3, B, X0, attn_mask, is_causal,
+                                 regularization, kind, form, THE_MAP_SOLVE_OPTIONS));
+  });
+  return {out[0], out[1], out[2], out[3], out[4], out[5], out[6]};
 }
 
 }  // namespace
 }  // namespace torch_rescaled::solvers
 
+TORCH_LIBRARY_IMPL(torch_rescaled, Autograd, m) {
+  m.impl("solve_attention_regression", TORCH_FN(torch_rescaled::solvers::solve_autograd));
+}
 TORCH_LIBRARY_IMPL(torch_rescaled, CompositeExplicitAutograd, m) {
   m.impl("solve_attention_regression", TORCH_FN(torch_rescaled::solvers::solve_attention_regression));
 }

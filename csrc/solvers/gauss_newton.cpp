@@ -185,7 +185,8 @@ void MapSolver::search(const Step& s, std::vector<Tensor>& history) {
     return found > kArmijo * factor * promised ||
            (promised < 10 * rounding && found >= -rounding && last == Status::running);
   };
-  double factor = reach > kReach ? kReach / reach : 1;
+  const double first = reach > kReach ? kReach / reach : 1;
+  double factor = first;
   std::unique_ptr<Place> next = evaluate(state_.unknowns + factor * s.step);
   double found = gain(*next);
   if (last != Status::running) {  // the last step: taken unless the loss, which it hardly moves, says otherwise
@@ -207,10 +208,13 @@ void MapSolver::search(const Step& s, std::vector<Tensor>& history) {
     return;
   }
   const double ratio = found / predicted(factor), before = log_loss();
-  if (factor < .1 || ratio < .25)
-    state_[S::damping] = 10 * std::max(state_[S::damping], 1e-6);
+  // A step that had to be cut asks for a metric in which it is as short; what a good one gives back is less.
+  if (factor < first)
+    state_[S::damping] = std::max(state_[S::damping], 1e-8) * std::min(first / factor, 100.);
+  else if (ratio < .25)
+    state_[S::damping] = 4 * std::max(state_[S::damping], 1e-8);
   else if (ratio > .5)
-    state_[S::damping] = std::max(state_[S::damping] / 10, options_.damping);
+    state_[S::damping] = std::max(state_[S::damping] / 5, options_.damping);
   const bool off = std::abs(ratio - 1) > .2;
   state_[S::full] = objective().has_hessian() && factor == 1 && (full ? !off || ratio > 0 : off && reach < 1) ? 1 : 0;
   state_.unknowns = state_.unknowns + factor * s.step;

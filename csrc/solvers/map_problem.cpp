@@ -45,6 +45,12 @@ MapUnknowns MapTask::unknowns(const Tensor& vector) const {
   return out;
 }
 
+Metric MapTask::metric(const Tensor& vector) const {
+  const std::unique_ptr<Place> place = problem_.final->at(vector);
+  place->curve(/*full=*/false);
+  return {place->blocks(), problem_.final->epsilon()};
+}
+
 MatrixTask::MatrixTask(const MatrixData& data, const MatrixSettings& settings, std::optional<int64_t> rank)
     : data_(data), first_settings_(settings), grams_(data.A1, data.point.key, data.group) {
   std::unique_ptr<Objective> first;

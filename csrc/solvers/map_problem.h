@@ -23,6 +23,8 @@ class MapTask {
   // Unknowns from X (undefined: from the target).
   Tensor start(const Tensor& X0) const;
   MapUnknowns unknowns(const Tensor& vector) const;
+  // Of the form asked for, at a vector of unknowns.
+  Metric metric(const Tensor& vector) const;
 
  protected:
   // `first` may be none. Takes factors of the objectives where there is a rank.
