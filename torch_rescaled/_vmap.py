@@ -14,7 +14,7 @@ import torch
 from torch_rescaled import _library as _library
 
 _OPS = torch.ops.torch_rescaled
-_WITHOUT_GRADIENT = {"mask", "dropout_seed", "x0", "state", "statistics", "steps", "moment_p", "moment_q"}
+_WITHOUT_GRADIENT = {"mask", "dropout_seed", "x0", "X0", "state", "statistics", "steps", "moment_p", "moment_q"}
 
 
 def _rule(op: torch._ops.OpOverload) -> Callable[..., Any]:
@@ -61,6 +61,8 @@ for _op in (
     _OPS._regression_model.default,
     _OPS._regression_curvature.default,
     _OPS._solve_regression.default,
+    _OPS._solve_matrix_regression.default,
+    _OPS._solve_attention_regression.default,
     _OPS._matrix_regression_forward.default,
     _OPS._matrix_regression_backward.default,
     _OPS._matrix_regression_jvp.default,

@@ -57,6 +57,10 @@
   "int? rank=None, int sample_dims=0, str method=\"auto\", int max_iterations=100, int cg_iterations=200, float " \
   "gtol=0.0, float? ftol=None, float xtol=0.0, float damping=1e-9, str? group=None, int? chunk=None, Tensor? "    \
   "state=None) "
+#define MAP_SOLVE_POINT                                                                                            \
+  "Tensor? X0, Tensor? mask, Tensor? state, bool is_causal, float regularization, str kind, str form, int? rank, " \
+  "int sample_dims, str method, int max_iterations, int cg_iterations, float gtol, float ftol, float xtol, "       \
+  "float damping, str? group, int chunk) "
 #define TARGET "Tensor b, Tensor? row_weight, Tensor? penalty_weight"
 
 TORCH_LIBRARY(torch_rescaled, m) {
@@ -128,6 +132,13 @@ TORCH_LIBRARY(torch_rescaled, m) {
       "X0=None, " MATRIX_OPTIONS_OF_SOLVE "str form=\"normalized\", " MAP_SOLVE
       "-> (Tensor X, Tensor Y, Tensor left, Tensor right, Tensor summary, Tensor history, Tensor state)",
       {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
+
+  m.def("_solve_matrix_regression(Tensor A1, Tensor A2, Tensor B, " MAP_SOLVE_POINT
+        "-> (Tensor X, Tensor left, Tensor right, Tensor summary, Tensor history, Tensor state)",
+        {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
+  m.def("_solve_attention_regression(Tensor A1, Tensor A2, Tensor A3, Tensor B, " MAP_SOLVE_POINT
+        "-> (Tensor X, Tensor Y, Tensor left, Tensor right, Tensor summary, Tensor history, Tensor state)",
+        {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
 
   // gradient: in x, saved for the derivatives.
   m.def("_regression_forward(" REGRESSION ", " REGRESSION_SETTINGS ") -> (Tensor loss, Tensor gradient)", tags);

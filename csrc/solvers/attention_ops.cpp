@@ -19,8 +19,7 @@ using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 constexpr int64_t kSmallMap = 1 << 16;  // elements of maps that are solved side by side
 
 void check(const char* op, const Tensor& A1, const Tensor& A2, const Tensor& A3, const Tensor& B, const Tensor& X0,
-           const Tensor& mask, double regularization, c10::string_view kind, c10::string_view form,
-           c10::string_view method) {
+           const Tensor& mask, c10::string_view kind, c10::string_view form, c10::string_view method) {
   for (const auto& [name, t] :
        {std::pair<const char*, const Tensor&>{"A1", A1}, {"A2", A2}, {"A3", A3}, {"B", B}, {"X0", X0}}) {
     if (!t.defined()) continue;
@@ -52,19 +51,10 @@ void check(const char* op, const Tensor& A1, const Tensor& A2, const Tensor& A3,
                  "form 'normalized', or 'rescaled' with a kind other than 'signed', got '", form, "'");
   RESCALED_CHECK(VALUE, method == "auto" || method == "projection" || method == "joint", op,
                  "method 'auto', 'projection' or 'joint', got '", method, "'");
-  RESCALED_CHECK(VALUE, regularization >= 0 && std::isfinite(regularization), op, "a finite regularization >= 0, got ",
-                 regularization);
 }
 
-std::vector<int64_t> leading(const Tensor& A1, const Tensor& A2, const Tensor& A3, const Tensor& B,
-                             const Tensor& mask) {
-  std::vector<int64_t> full;
-  for (const c10::SymInt& size : leading_sizes({{A1, 2}, {A2, 2}, {A3, 2}, {B, 2}, {mask, 2}}))
-    full.push_back(size.expect_int());
-  return full;
-}
 AttentionData data_of(const MapBatch& batch, int64_t i, const Tensor& A1, const Tensor& A2, const Tensor& A3,
-                      const Tensor& B, const MaybeTensor& attn_mask, const ImplicitSettings& x,
+                      const Tensor& B, const Tensor& mask, const ImplicitSettings& x,
                       std::optional<c10::string_view> group) {
   const at::ScalarType type = accumulation_type(A1);
   AttentionData one;
@@ -72,7 +62,7 @@ AttentionData data_of(const MapBatch& batch, int64_t i, const Tensor& A1, const 
   one.A2 = batch.of(A2, 2, i, true, /*expanded=*/true).to(type);
   one.A3 = batch.of(A3, 2, i, true, /*expanded=*/true).to(type);
   one.B = batch.of(B, 2, i, true, /*expanded=*/true).to(type);
-  one.mask = batch.of(defined_or(attn_mask), 2, i, true);
+  one.mask = batch.of(mask, 2, i, true);
   one.is_causal = x.is_causal, one.joint = x.joint, one.regularization = x.regularization;
   one.kind = x.kind == "signed" ? "sinh" : x.kind;
   one.form = x.kind == "signed" ? "signed" : x.form;
@@ -80,29 +70,21 @@ AttentionData data_of(const MapBatch& batch, int64_t i, const Tensor& A1, const 
   return one;
 }
 
-Seven solve_attention_regression(const Tensor& A1, const Tensor& A2, const Tensor& A3, const Tensor& B,
-                                 const MaybeTensor& X0, const MaybeTensor& attn_mask, bool is_causal,
-                                 double regularization, c10::string_view kind, c10::string_view form,
-                                 MAP_SOLVE_OPTIONS) {
-  const char* op = "solve_attention_regression";
-  check(op, A1, A2, A3, B, defined_or(X0), defined_or(attn_mask), regularization, kind, form, method);
-  const at::ScalarType type = accumulation_type(A1);
-  const std::vector<int64_t> full = leading(A1, A2, A3, B, defined_or(attn_mask));
-  std::vector<c10::SymInt> symbolic(full.begin(), full.end());
-  for (const auto& [name, t] : {std::pair<const char*, const Tensor&>{"A1", A1}, {"A2", A2}, {"A3", A3}, {"B", B}})
-    check_leading(op, name, t, 2, symbolic);
-  check_map_options(op, full, A1.size(-1), A2.size(-1), THE_MAP_SOLVE_OPTIONS);
-  const MapBatch batch(full, sample_dims);
+using AttentionSolve = Seven(const Tensor& A1, const Tensor& A2, const Tensor& A3, const Tensor& B,
+                             MAP_SOLVE_ARGUMENTS);
+
+Seven solve(const Tensor& A1, const Tensor& A2, const Tensor& A3, const Tensor& B, MAP_SOLVE_ARGUMENTS) {
+  const MapBatch batch(map_sizes({A1, A2, A3, B, defined_or(mask)}), sample_dims);
   const ImplicitSettings settings{is_causal, method == "joint", regularization, std::string(kind), std::string(form)};
   const MapResults found = solve_maps(
       batch, A1.device().is_cpu() && !group && A1.size(-2) * A2.size(-2) * batch.samples() <= kSmallMap,
-      A1.options().dtype(type),
-      map_options(type, /*direct=*/false, max_iterations, cg_iterations, gtol, ftol, xtol, damping), chunk,
-      defined_or(state),
+      A1.options().dtype(accumulation_type(A1)),
+      {/*direct=*/false, max_iterations, cg_iterations, gtol, ftol, xtol, damping}, chunk, defined_or(state),
       [&](int64_t i) {
-        return std::make_unique<AttentionTask>(data_of(batch, i, A1, A2, A3, B, attn_mask, settings, group), rank);
+        return std::make_unique<AttentionTask>(data_of(batch, i, A1, A2, A3, B, defined_or(mask), settings, group),
+                                               rank);
       },
-      [&](int64_t i) { return X0.has_value() ? batch.of(*X0, 2, i, false) : Tensor(); });
+      [&](int64_t i) { return batch.of(defined_or(X0), 2, i, /*sampled=*/false); });
   return {found.X, found.Y, found.left, found.right, found.summary, found.history, found.state};
 }
 
@@ -138,7 +120,7 @@ struct AttentionImplicit {
 
   static ImplicitProblem problem(const Settings& x, const variable_list& in, const variable_list& out) {
     const Tensor mask = in[4];
-    const MapBatch batch(leading(in[0], in[1], in[2], in[3], mask), x.sample_dims);
+    const MapBatch batch(map_sizes({in[0], in[1], in[2], in[3], mask}), x.sample_dims);
     ImplicitProblem p;
     p.inputs = {in[0].detach(), in[1].detach(), in[2].detach(), in[3].detach()};
     p.unknowns = map_unknowns(out[0], out[2], out[3], x.rank);
@@ -151,7 +133,7 @@ struct AttentionImplicit {
     Settings joint = x;
     joint.joint = true;  // the solution's Hessian is X's and Y's
     p.metric = [joint, in, mask, batch](int64_t i, const Tensor& vector) {
-      return AttentionTask(data_of(batch, i, in[0], in[1], in[2], in[3], maybe(mask), joint, {}),
+      return AttentionTask(data_of(batch, i, in[0], in[1], in[2], in[3], mask, joint, {}),
                            joint.rank ? std::optional<int64_t>(joint.rank) : std::nullopt)
           .metric(vector);
     };
@@ -172,31 +154,54 @@ struct AttentionImplicit {
   }
 };
 
-using AttentionSolve = Seven(const Tensor& A1, const Tensor& A2, const Tensor& A3, const Tensor& B,
-                             const MaybeTensor& X0, const MaybeTensor& attn_mask, bool is_causal, double regularization,
-                             c10::string_view kind, c10::string_view form, MAP_SOLVE_OPTIONS);
-
 Seven solve_autograd(c10::DispatchKeySet keys, const Tensor& A1, const Tensor& A2, const Tensor& A3, const Tensor& B,
-                     const MaybeTensor& X0, const MaybeTensor& attn_mask, bool is_causal, double regularization,
-                     c10::string_view kind, c10::string_view form, MAP_SOLVE_OPTIONS) {
-  static const auto op = handle<AttentionSolve>("torch_rescaled::solve_attention_regression");
-  const variable_list in{A1, A2, A3, B, defined_or(attn_mask)};
+                     MAP_SOLVE_ARGUMENTS) {
+  static const auto op = handle<AttentionSolve>("torch_rescaled::_solve_attention_regression");
+  const variable_list in{A1, A2, A3, B, defined_or(mask)};
   check_differentiable("solve_attention_regression", in, AttentionImplicit::kInputs, group.has_value());
   const ImplicitSettings settings{is_causal,         method == "joint", regularization, std::string(kind),
                                   std::string(form), rank.value_or(0),  sample_dims};
   const auto out = record<AttentionImplicit>(settings, in, [&] {
-    return to_list(op.redispatch(keys & c10::after_autograd_keyset, A1, A2, A3, B, X0, attn_mask, is_causal,
-                                 regularization, kind, form, THE_MAP_SOLVE_OPTIONS));
+    return to_list(op.redispatch(keys & c10::after_autograd_keyset, A1, A2, A3, B, THE_MAP_SOLVE));
   });
   return {out[0], out[1], out[2], out[3], out[4], out[5], out[6]};
+}
+
+Seven solve_attention_regression(const Tensor& A1, const Tensor& A2, const Tensor& A3, const Tensor& B,
+                                 MAP_SOLVE_PUBLIC) {
+  const char* op = "solve_attention_regression";
+  check(op, A1, A2, A3, B, defined_or(X0), defined_or(attn_mask), kind, form, method);
+  const std::vector<int64_t> full = map_sizes({A1, A2, A3, B, defined_or(attn_mask)});
+  const std::vector<c10::SymInt> sizes(full.begin(), full.end());
+  for (const auto& [name, t] : {std::pair<const char*, const Tensor&>{"A1", A1}, {"A2", A2}, {"A3", A3}, {"B", B}})
+    check_leading(op, name, t, 2, sizes);
+  const double tolerance = ftol.value_or(default_ftol(accumulation_type(A1)));
+  const int64_t most = chunk.value_or(max_iterations + 1);
+  const MaybeTensor mask = maybe(map_aligned(defined_or(attn_mask), full));
+  check_map_options(op, full, A1.size(-1), A2.size(-1), X0, mask, state, is_causal, regularization, kind, form, rank,
+                    sample_dims, method, max_iterations, cg_iterations, gtol, tolerance, xtol, damping, group, most);
+  const std::vector<int64_t> problems(full.begin(), full.end() - sample_dims);
+  const MaybeTensor start = maybe(map_aligned(defined_or(X0), problems)),
+                    from = maybe(with_rank(defined_or(state), static_cast<int64_t>(problems.size()) + 1));
+  static const auto run = handle<AttentionSolve>("torch_rescaled::_solve_attention_regression");
+  return run.call(map_aligned(A1, full), map_aligned(A2, full), map_aligned(A3, full), map_aligned(B, full), start,
+                  mask, from, is_causal, regularization, kind, form, rank, sample_dims, method, max_iterations,
+                  cg_iterations, gtol, tolerance, xtol, damping, group, most);
 }
 
 }  // namespace
 }  // namespace torch_rescaled::solvers
 
 TORCH_LIBRARY_IMPL(torch_rescaled, Autograd, m) {
-  m.impl("solve_attention_regression", TORCH_FN(torch_rescaled::solvers::solve_autograd));
+  m.impl("_solve_attention_regression", TORCH_FN(torch_rescaled::solvers::solve_autograd));
 }
 TORCH_LIBRARY_IMPL(torch_rescaled, CompositeExplicitAutograd, m) {
+  m.impl("_solve_attention_regression", TORCH_FN(torch_rescaled::solvers::solve));
+}
+TORCH_LIBRARY_IMPL(torch_rescaled, CompositeImplicitAutograd, m) {
+  m.impl("solve_attention_regression", TORCH_FN(torch_rescaled::solvers::solve_attention_regression));
+}
+// Under vmap the public operator takes apart too; what runs has a batching rule (registered from Python).
+TORCH_LIBRARY_IMPL(torch_rescaled, FuncTorchBatched, m) {
   m.impl("solve_attention_regression", TORCH_FN(torch_rescaled::solvers::solve_attention_regression));
 }

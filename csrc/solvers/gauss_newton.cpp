@@ -37,7 +37,7 @@ struct Step {
 
 class MapSolver {
  public:
-  MapSolver(const MapProblem& problem, const MapOptions& options, MapState& state)
+  MapSolver(const MapProblem& problem, const GaussNewtonOptions& options, MapState& state)
       : problem_(problem), options_(options), state_(state), epsilon_(problem.final->epsilon()) {}
   void run(int64_t chunk, std::vector<Tensor>& history);
   double log_loss() { return std::log(place().loss) + place().log_scale; }
@@ -66,7 +66,7 @@ class MapSolver {
   void watch_sum();
 
   const MapProblem& problem_;
-  const MapOptions& options_;
+  const GaussNewtonOptions& options_;
   MapState& state_;
   const double epsilon_;
   std::unique_ptr<Place> place_;
@@ -103,7 +103,7 @@ void MapSolver::iterate(std::vector<Tensor>& history) {
   const Tensor gradient = here.gradient();
   const Metric metric(here.blocks(), epsilon_);
   const double size = std::sqrt(std::max(inner_product(gradient, metric.solve(gradient, 0)), 0.));
-  state_[S::gradient] = size / std::sqrt(2 * std::max(here.loss, epsilon_ * epsilon_ * here.magnitude));
+  state_[S::gradient] = size == 0 ? 0 : size / std::sqrt(2 * std::max(here.loss, epsilon_ * epsilon_ * here.magnitude));
   if (!std::isfinite(state_[S::gradient])) {
     record(history, 0, 0, full);
     return finish(Status::non_finite);
@@ -279,8 +279,8 @@ MapState MapState::unpack(const Tensor& packed) {
   return s;
 }
 
-MapSolution solve_map(const MapProblem& problem, const MapOptions& options, const Tensor& start, const Tensor& packed,
-                      int64_t chunk) {
+GaussNewtonResult solve_map(const MapProblem& problem, const GaussNewtonOptions& options, const Tensor& start,
+                            const Tensor& packed, int64_t chunk) {
   const auto began = std::chrono::steady_clock::now();
   MapState state;
   if (packed.defined()) {

@@ -10,7 +10,7 @@
 
 namespace torch_rescaled::solvers {
 
-struct MapOptions {
+struct GaussNewtonOptions {
   bool direct = false;  // the matrix of the normal equations, where the objective has it, instead of its products
   int64_t max_iterations = 100, cg_iterations = 200;
   double gtol = 0, ftol = 1e-12, xtol = 0, damping = 1e-9;
@@ -56,11 +56,12 @@ struct MapProblem {
   bool two_sided = false;  // cosh or sinh: logits may vanish
 };
 
-struct MapSolution {
+struct GaussNewtonResult {
   Tensor unknowns, summary, history, state;
 };
 
 // From `start`, or where `state` (undefined: none) left off; at most `chunk` iterations.
-MapSolution solve_map(const MapProblem&, const MapOptions&, const Tensor& start, const Tensor& state, int64_t chunk);
+GaussNewtonResult solve_map(const MapProblem&, const GaussNewtonOptions&, const Tensor& start, const Tensor& state,
+                            int64_t chunk);
 
 }  // namespace torch_rescaled::solvers

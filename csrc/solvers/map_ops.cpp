@@ -49,19 +49,22 @@ Tensor MapBatch::restored(const Tensor& t) const {
 }
 
 MapResults solve_maps(const MapBatch& batch, bool side_by_side, const at::TensorOptions& type,
-                      const MapOptions& options, std::optional<int64_t> chunk, const Tensor& states,
+                      const GaussNewtonOptions& options, int64_t chunk, const Tensor& states,
                       const std::function<std::unique_ptr<MapTask>(int64_t)>& task,
                       const std::function<Tensor(int64_t)>& start) {
   const auto count = static_cast<size_t>(batch.problems());
-  std::vector<MapSolution> found(count);
+  std::vector<GaussNewtonResult> found(count);
   std::vector<MapUnknowns> unknowns(count);
   const auto run = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const auto at = static_cast<size_t>(i);
       const std::unique_ptr<MapTask> one = task(i);
       const Tensor state = batch.of(states, 1, i, /*sampled=*/false);
+      RESCALED_CHECK(VALUE, !state.defined() || state.size(0) == MapState::size(one->problem().final->size()), "solve",
+                     "state of shape [*, ", MapState::size(one->problem().final->size()),
+                     "] as an earlier call with this problem and method returned it, got ", shape(states));
       const Tensor x0 = state.defined() ? Tensor() : one->start(start(i));
-      found[at] = solve_map(one->problem(), options, x0, state, chunk.value_or(options.max_iterations + 1));
+      found[at] = solve_map(one->problem(), options, x0, state, chunk);
       unknowns[at] = one->unknowns(found[at].unknowns);
     }
   };
@@ -71,7 +74,7 @@ MapResults solve_maps(const MapBatch& batch, bool side_by_side, const at::Tensor
     run(0, batch.problems());
 
   int64_t lines = 0;
-  for (const MapSolution& s : found) lines = std::max(lines, s.history.size(0));
+  for (const GaussNewtonResult& s : found) lines = std::max(lines, s.history.size(0));
   std::vector<Tensor> X, left, right, Y, summary, history, state;
   for (size_t i = 0; i < count; ++i) {
     X.push_back(unknowns[i].X), left.push_back(unknowns[i].left), right.push_back(unknowns[i].right);
@@ -90,8 +93,8 @@ MapResults solve_maps(const MapBatch& batch, bool side_by_side, const at::Tensor
 }
 
 void check_map_options(const char* op, const std::vector<int64_t>& full, int64_t rows, int64_t columns,
-                       MAP_SOLVE_OPTIONS) {
-  (void)method, (void)group;
+                       MAP_SOLVE_ARGUMENTS) {
+  (void)X0, (void)mask, (void)is_causal, (void)kind, (void)form, (void)method, (void)group;
   const int64_t smaller = std::min(rows, columns);
   RESCALED_CHECK(VALUE, !rank || (*rank >= 1 && *rank <= smaller), op, "a rank from 1 to ", smaller, ", got ",
                  rank.value_or(0));
@@ -101,18 +104,31 @@ void check_map_options(const char* op, const std::vector<int64_t>& full, int64_t
                  "leading dimensions without a 0, got ", at::IntArrayRef(full));
   RESCALED_CHECK(VALUE, max_iterations >= 0, op, "max_iterations >= 0, got ", max_iterations);
   RESCALED_CHECK(VALUE, cg_iterations >= 1, op, "cg_iterations >= 1, got ", cg_iterations);
-  for (const auto& [name, value] :
-       {std::pair<const char*, double>{"gtol", gtol}, {"ftol", ftol.value_or(0)}, {"xtol", xtol}, {"damping", damping}})
+  for (const auto& [name, value] : {std::pair<const char*, double>{"regularization", regularization},
+                                    {"gtol", gtol},
+                                    {"ftol", ftol},
+                                    {"xtol", xtol},
+                                    {"damping", damping}})
     RESCALED_CHECK(VALUE, value >= 0 && std::isfinite(value), op, "a finite ", name, " >= 0, got ", value);
-  RESCALED_CHECK(VALUE, chunk.value_or(0) >= 0, op, "chunk >= 0, got ", chunk.value_or(0));
+  RESCALED_CHECK(VALUE, chunk >= 0, op, "chunk >= 0, got ", chunk);
   if (state.has_value())
     RESCALED_CHECK(TYPE, state->scalar_type() == at::kDouble, op, "state of dtype float64, got ", state->scalar_type());
 }
 
-MapOptions map_options(at::ScalarType type, bool direct, int64_t max_iterations, int64_t cg_iterations, double gtol,
-                       std::optional<double> ftol, double xtol, double damping) {
-  return {direct, max_iterations, cg_iterations, gtol, ftol.value_or(type == at::kDouble ? 1e-12 : 1e-8),
-          xtol,   damping};
+std::vector<int64_t> map_sizes(const std::vector<Tensor>& tensors) {
+  std::vector<int64_t> full;
+  for (const Tensor& t : tensors) {
+    if (!t.defined()) continue;
+    const int64_t rank = t.dim() - 2, missing = rank - static_cast<int64_t>(full.size());
+    if (missing > 0) full.insert(full.begin(), static_cast<size_t>(missing), 1);
+    for (int64_t i = 1; i <= rank; ++i)
+      if (t.size(rank - i) != 1) full[full.size() - static_cast<size_t>(i)] = t.size(rank - i);
+  }
+  return full;
 }
+Tensor map_aligned(const Tensor& t, const std::vector<int64_t>& full) {
+  return with_rank(t, static_cast<int64_t>(full.size()) + 2);
+}
+double default_ftol(at::ScalarType type) { return type == at::kDouble ? 1e-12 : 1e-8; }
 
 }  // namespace torch_rescaled::solvers

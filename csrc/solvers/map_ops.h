@@ -13,13 +13,20 @@ namespace torch_rescaled::solvers {
 
 using rescaled::ops::MaybeTensor;
 
-// The parameters both operators end in, and they by name.
-#define MAP_SOLVE_OPTIONS                                                                            \
-  std::optional<int64_t> rank, int64_t sample_dims, c10::string_view method, int64_t max_iterations, \
-      int64_t cg_iterations, double gtol, std::optional<double> ftol, double xtol, double damping,   \
-      std::optional<c10::string_view> group, std::optional<int64_t> chunk, const MaybeTensor &state
-#define THE_MAP_SOLVE_OPTIONS \
-  rank, sample_dims, method, max_iterations, cg_iterations, gtol, ftol, xtol, damping, group, chunk, state
+// The parameters both operators end in, and they by name: of the public ones, and of those that run.
+#define MAP_SOLVE_PUBLIC                                                                                             \
+  const MaybeTensor &X0, const MaybeTensor &attn_mask, bool is_causal, double regularization, c10::string_view kind, \
+      c10::string_view form, std::optional<int64_t> rank, int64_t sample_dims, c10::string_view method,              \
+      int64_t max_iterations, int64_t cg_iterations, double gtol, std::optional<double> ftol, double xtol,           \
+      double damping, std::optional<c10::string_view> group, std::optional<int64_t> chunk, const MaybeTensor &state
+#define MAP_SOLVE_ARGUMENTS                                                                                          \
+  const MaybeTensor &X0, const MaybeTensor &mask, const MaybeTensor &state, bool is_causal, double regularization,   \
+      c10::string_view kind, c10::string_view form, std::optional<int64_t> rank, int64_t sample_dims,                \
+      c10::string_view method, int64_t max_iterations, int64_t cg_iterations, double gtol, double ftol, double xtol, \
+      double damping, std::optional<c10::string_view> group, int64_t chunk
+#define THE_MAP_SOLVE                                                                                               \
+  X0, mask, state, is_causal, regularization, kind, form, rank, sample_dims, method, max_iterations, cg_iterations, \
+      gtol, ftol, xtol, damping, group, chunk
 
 // Leading dimensions: first those of problems, then `samples` along which losses are summed.
 class MapBatch {
@@ -44,13 +51,15 @@ struct MapResults {
 
 // Solves problems one after another, or side by side where each is small. `start(i)`: X0 or undefined.
 MapResults solve_maps(const MapBatch& batch, bool side_by_side, const at::TensorOptions& type,
-                      const MapOptions& options, std::optional<int64_t> chunk, const Tensor& states,
+                      const GaussNewtonOptions& options, int64_t chunk, const Tensor& states,
                       const std::function<std::unique_ptr<MapTask>(int64_t)>& task,
                       const std::function<Tensor(int64_t)>& start);
 
+// What the public operators check and fill in alike: options, and tensors with equally many leading dimensions.
 void check_map_options(const char* op, const std::vector<int64_t>& full, int64_t rows, int64_t columns,
-                       MAP_SOLVE_OPTIONS);
-MapOptions map_options(at::ScalarType type, bool direct, int64_t max_iterations, int64_t cg_iterations, double gtol,
-                       std::optional<double> ftol, double xtol, double damping);
+                       MAP_SOLVE_ARGUMENTS);
+std::vector<int64_t> map_sizes(const std::vector<Tensor>& tensors);  // leading, that all broadcast to
+Tensor map_aligned(const Tensor& t, const std::vector<int64_t>& full);
+double default_ftol(at::ScalarType type);
 
 }  // namespace torch_rescaled::solvers

@@ -7,4 +7,5 @@
 
 #include "attention.h"
 #include "attention_loss.h"
+#include "map_regression.h"
 #include "regression.h"

@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Fitted attention maps: planted truths, stationary points by an independent loss, every option, statuses, derivatives."""
+
+import functools
+
+import oracle_matrix_regression as oracle
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+from torch.autograd import gradcheck
+from torch.func import grad, hessian, vmap
+
+from torch_rescaled import AttentionRegression, MatrixRegression, SolveError, Status, solve
+
+PHI = {"exp": torch.exp, "cosh": torch.cosh, "sinh": torch.sinh, "signed": torch.sinh}
+F64 = torch.float64
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape, seed=0, dtype=F64):
+    return torch.randn(*shape, generator=generator(seed), dtype=F64).to(dtype)
+
+
+def planted(kind="exp", form="normalized", n1=60, n2=50, d1=4, d2=5, *, batch=(), samples=(), noise=0.0, mask=None, causal=False):
+    """A1, X, A2, B, with B the map of X; sums of sinh away from their pole."""
+    A1 = 0.7 * randn(*batch, *samples, n1, d1) + 0.4
+    A2 = 0.7 * randn(*batch, *samples, n2, d2, seed=1) + 0.4
+    X = 0.5 * randn(*batch, d1, d2, seed=2) + (0.4 if kind == "sinh" else 0)
+    z = A1 @ X.reshape(*batch, *(1,) * len(samples), d1, d2) @ A2.mT
+    u = PHI[kind](z)
+    taken = torch.ones(n1, n2, dtype=torch.bool)
+    if causal:
+        taken = taken.tril()
+    if mask is not None:
+        taken = taken & mask
+    u = u.where(taken, 0.0)
+    B = u if form == "plain" else u / u.sum(-1, keepdim=True).where(taken.any(-1, keepdim=True), 1.0)
+    return A1, X, A2, B * (1 + noise * randn(*B.shape, seed=3))
+
+
+def attention(A1, X, A2, A3, Y, kind="exp", mask=None):
+    z = A1 @ X @ A2.mT
+    if mask is not None:
+        z = z.masked_fill(~mask, -torch.inf if kind == "exp" else 0.0)
+    u = PHI[kind](z)
+    total = (torch.cosh(z) if kind == "signed" else u).sum(-1, keepdim=True)
+    return u @ A3 @ Y, total
+
+
+def attention_loss(A1, X, A2, A3, Y, B, kind="exp", form="normalized"):
+    output, total = attention(A1, X, A2, A3, Y, kind)
+    return (output / total - B if form == "normalized" else output - total * B).square().sum() / 2
+
+
+def planted_attention(kind="exp", n=60, d=4, dv=3, *, noise=0.0, seed=5):
+    A1, A2, A3 = randn(n, d, seed=seed), randn(n - 10, d, seed=seed + 1), randn(n - 10, d, seed=seed + 2)
+    if kind == "sinh":
+        A1, A2 = 0.7 * A1 + 0.5, 0.7 * A2 + 0.5
+    X, Y = 0.4 * randn(d, d, seed=seed + 3) + (0.3 if kind == "sinh" else 0), randn(d, dv, seed=seed + 4)
+    output, total = attention(A1, X, A2, A3, Y, kind)
+    B = output / total
+    return A1, X, A2, A3, Y, B + noise * B.std() * randn(*B.shape, seed=seed + 5)
+
+
+def distance(kind, found, truth):
+    """Of X, relative; -X is as good for cosh."""
+    signs = (1, -1) if kind == "cosh" else (1,)
+    return min(float((found - s * truth).norm() / truth.norm()) for s in signs)
+
+
+@pytest.mark.parametrize("method", ["newton", "cg"])
+@pytest.mark.parametrize("form", oracle.FORMS)
+@pytest.mark.parametrize("kind", oracle.KINDS)
+def test_planted_map_is_found(kind, form, method):
+    A1, X, A2, B = planted(kind, form)
+    x0 = None if kind != "sinh" or form == "plain" else X + 0.02 * randn(*X.shape, seed=9)
+    solution = solve(MatrixRegression(A1, A2, B, kind=kind, form=form), x0, method=method).raise_for_status()
+    assert distance(kind, solution.X, X) < 1e-9
+    assert solution.number("products") == 0 if method == "newton" else solution.number("products") > 0
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("form", oracle.FORMS)
+@pytest.mark.parametrize("kind", ["exp", "cosh"])
+def test_stationary_by_the_independent_loss(kind, form, rank):
+    A1, X, A2, B = planted(kind, form, noise=0.05)
+    options = {"kind": kind, "form": form, "regularization": 1e-6}
+    solution = solve(MatrixRegression(A1, A2, B, rank=rank, **options), X if form == "rescaled" else None, ftol=0.0)
+    if solution.status is Status.VANISHING and (kind, form, rank) == ("cosh", "rescaled", 2):
+        return  # too far from the target: the rescaled loss is least where cosh is constant
+    if solution.status is Status.DRIFT:  # the rescaled loss may have no minimizer; its answer is the normalized form's
+        options["form"] = "normalized"
+    else:
+        solution.raise_for_status()
+    loss = lambda X: oracle.loss(A1, X, A2, B, **options)  # noqa: E731
+    at = solution.X if rank is None else solution.factors
+    whole = loss if rank is None else (lambda f: loss(f[0] @ f[1].mT))
+    slopes = [grad(whole)(at)] if rank is None else list(grad(whole)(at))
+    size = float(grad(loss)(torch.zeros_like(solution.X) + 0.1).norm())
+    assert max(float(g.norm()) for g in slopes) < 1e-6 * size
+    curvature = hessian(loss)(solution.X).reshape(X.numel(), X.numel())
+    if rank is None:
+        assert torch.linalg.eigvalsh(curvature).min() > 0
+    else:
+        assert solution.factors[0].shape == (4, 2) and solution.factors[1].shape == (5, 2)
+        torch.testing.assert_close(solution.factors[0] @ solution.factors[1].mT, solution.X)
+    torch.testing.assert_close(solution.loss, loss(solution.X), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("method", ["newton", "cg"])
+def test_masks_and_samples(method):
+    mask = torch.ones(3, 1, 50, dtype=torch.bool)
+    mask[1, :, 30:], mask[2, :, 44:] = False, False
+    A1, X, A2, B = planted(samples=(3,), mask=mask, causal=True, n1=50)
+    noise = torch.where(mask, 0.0, 7.0)  # what a mask hides does not matter
+    problem = MatrixRegression(A1, A2, B + noise, attn_mask=mask, is_causal=True, form="normalized", sample_dims=1)
+    solution = solve(problem, method=method).raise_for_status()
+    assert solution.X.shape == X.shape and distance("exp", solution.X, X) < 1e-9
+
+
+def test_a_batch_is_its_problems():
+    A1, X, A2, B = planted(batch=(2, 3), samples=(2,), noise=0.02)
+    make = functools.partial(MatrixRegression, form="normalized", sample_dims=1, rank=3)
+    whole = solve(make(A1, A2, B))
+    assert whole.X.shape == X.shape and len(whole.statuses) == 6 and whole.number("iterations").shape == (2, 3)
+    alone = solve(make(A1[1, 2], A2[1, 2], B[1, 2]))
+    assert torch.equal(whole.X[1, 2], alone.X)
+    shared = solve(make(A1[0, 0], A2[0, 0], B))  # A1 and A2 broadcast over the problems
+    assert torch.equal(shared.X[0, 0], whole.X[0, 0])
+
+
+@pytest.mark.parametrize("problem", ["matrix", "rank", "attention"])
+def test_resumed_is_uninterrupted(problem):
+    if problem == "attention":
+        A1, X, A2, A3, _, B = planted_attention(noise=0.1)
+        problem, x0 = AttentionRegression(A1, A2, A3, B), X + 0.2 * randn(*X.shape, seed=8)
+    else:
+        A1, X, A2, B = planted(form="rescaled", noise=0.02)
+        problem, x0 = MatrixRegression(A1, A2, B, rank=3 if problem == "rank" else None), None
+    once = solve(problem, x0)
+    seen = []
+    steps = solve(problem, x0, callback=lambda s: seen.append(s.number("iterations").item()))
+    assert torch.equal(once.X, steps.X) and torch.equal(once.history, steps.history)
+    assert len(seen) == once.number("iterations") > 2
+    part = solve(problem, x0, max_iterations=2)
+    assert part.status is Status.MAX_ITERATIONS
+    rest = solve(problem, x0, state=part.state)
+    assert torch.equal(rest.X, once.X) and rest.statuses == once.statuses
+
+
+@pytest.mark.parametrize("method", ["projection", "joint"])
+@pytest.mark.parametrize(("kind", "form"), [(k, "normalized") for k in PHI] + [(k, "rescaled") for k in oracle.KINDS])
+def test_planted_attention_is_found(kind, form, method):
+    A1, X, A2, A3, Y, B = planted_attention(kind)
+    problem = AttentionRegression(A1, A2, A3, B, kind=kind, form=form)
+    solution = solve(problem, X + 0.01 * randn(*X.shape, seed=8), method=method).raise_for_status()
+    assert distance(kind, solution.X, X) < 1e-6
+    assert solution.Y is not None
+    torch.testing.assert_close(solution.Y, Y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["projection", "joint"])
+@pytest.mark.parametrize("kind", ["exp", "cosh", "signed"])
+def test_attention_is_stationary_by_the_independent_loss(kind, method):
+    A1, X, A2, A3, Y, B = planted_attention(kind, noise=0.1)
+    solution = solve(AttentionRegression(A1, A2, A3, B, kind=kind), X, method=method, ftol=0.0).raise_for_status()
+    loss = functools.partial(attention_loss, kind=kind)
+    slopes = grad(lambda x, y: loss(A1, x, A2, A3, y, B), (0, 1))(solution.X, solution.Y)
+    size = grad(lambda x, y: loss(A1, x, A2, A3, y, B), (0, 1))(X + 0.1, Y)
+    assert all(float(g.norm()) < 1e-6 * float(s.norm()) for g, s in zip(slopes, size, strict=True))
+    torch.testing.assert_close(solution.loss, loss(A1, solution.X, A2, A3, solution.Y, B), rtol=1e-9, atol=0)
+
+
+def test_both_methods_and_a_start_from_the_target():
+    A1, X, A2, A3, _, B = planted_attention(noise=0.1)
+    found = [solve(AttentionRegression(A1, A2, A3, B), X, method=m).raise_for_status() for m in ("projection", "joint")]
+    torch.testing.assert_close(found[0].X, found[1].X, rtol=1e-5, atol=1e-6)
+    own = solve(AttentionRegression(A1, A2, A3, B))
+    assert own.status.converged and own.loss < attention_loss(A1, torch.zeros_like(X), A2, A3, torch.zeros(4, 3, dtype=F64), B)
+
+
+@pytest.mark.parametrize("kind", ["exp", "cosh", "sinh", "signed"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_without_the_rows_jacobians(kind, causal):
+    """More outputs than Jacobians pay for: products by the core, a metric from some rows."""
+    A1, X, A2, A3, _, _ = planted_attention(kind, n=600)
+    Y = randn(4, 130, seed=6)
+    if causal:
+        A2, A3 = A1, A1.roll(1, -1)
+    z = A1 @ X @ A2.mT
+    u, c = PHI[kind](z), (torch.cosh(z) if kind == "signed" else PHI[kind](z))
+    if causal:
+        u, c = u.tril(), c.tril()
+    B = u / c.sum(-1, keepdim=True) @ A3 @ Y
+    problem = AttentionRegression(A1, A2, A3, B, kind=kind, is_causal=causal)
+    solution = solve(problem, X + 0.01 * randn(*X.shape, seed=8)).raise_for_status()
+    assert distance(kind, solution.X, X) < 1e-6
+
+
+def test_attention_masks_samples_and_rank():
+    A = randn(3, 40, 5)
+    X, Y = randn(5, 2, seed=1) @ randn(2, 5, seed=2) / 5, randn(5, 3, seed=3)
+    mask = torch.ones(3, 1, 40, dtype=torch.bool)
+    mask[1, :, 25:] = False
+    mask[2] = False  # a sample without keys has no say
+    output, total = attention(A, X, A, A, Y, mask=mask)
+    B = torch.where(mask.any(-1, keepdim=True), output / total, 3.0)
+    problem = AttentionRegression(A, A, A, B, attn_mask=mask, sample_dims=1, rank=2)
+    solution = solve(problem, X + 0.01 * randn(5, 5, seed=4)).raise_for_status()
+    assert distance("exp", solution.X, X) < 1e-6 and solution.loss < 1e-12
+    assert solution.factors is not None and solution.factors[0].shape == (5, 2)
+
+
+@pytest.mark.parametrize("form", ["normalized", "rescaled"])
+def test_float32_and_half(form):
+    A1, X, A2, B = planted(form=form, noise=0.01)
+    exact = solve(MatrixRegression(A1, A2, B, form=form), X)
+    single = solve(MatrixRegression(A1.float(), A2.float(), B.float(), form=form), X.float()).raise_for_status()
+    assert single.X.dtype == torch.float32
+    torch.testing.assert_close(single.X.double(), exact.X, rtol=2e-4, atol=2e-4)
+    half = solve(MatrixRegression(A1.bfloat16(), A2.bfloat16(), B.float(), form=form), X.float())
+    assert half.X.dtype == torch.float32 and half.status.converged
+
+
+def test_traps_are_told():
+    A1, X, A2, B = planted("cosh")
+    stuck = solve(MatrixRegression(A1, A2, B, kind="cosh", form="normalized"), torch.zeros_like(X))
+    assert stuck.status is Status.VANISHING
+    with pytest.raises(SolveError, match="run off to 0"):
+        stuck.raise_for_status()
+    spoiled = B.clone()
+    spoiled[3, 4] = torch.nan
+    assert solve(MatrixRegression(A1, A2, spoiled, form="normalized")).status is Status.NON_FINITE
+    # Nothing near this target: with an intercept the rescaled loss goes to 0 with the sum of u.
+    A1, A2 = randn(40, 3), torch.cat([randn(30, 3, seed=1), torch.ones(30, 1, dtype=F64)], 1)
+    A1 = torch.cat([A1, torch.ones(40, 1, dtype=F64)], 1)
+    assert solve(MatrixRegression(A1, A2, randn(40, 30, seed=2).abs(), form="rescaled")).status is Status.DRIFT
+    empty = solve(MatrixRegression(A1[:0], A2, randn(0, 30), form="normalized"))
+    assert empty.status.converged and empty.X.shape == (4, 4)
+
+
+def test_derivative_of_a_solution():
+    A1, X, A2, B = planted(n1=20, n2=15, d1=2, d2=2, batch=(2,), noise=0.001)
+    leaves = [t.clone().requires_grad_() for t in (A1, A2, B)]
+    for rank, form in ((None, "normalized"), (None, "rescaled"), (1, "normalized")):
+
+        def f(A1, A2, B, rank=rank, form=form):
+            return solve(MatrixRegression(A1, A2, B, rank=rank, form=form, regularization=1e-6), X, ftol=0.0).X
+
+        assert gradcheck(f, leaves, eps=1e-4, atol=3e-4, rtol=1e-2, fast_mode=True, check_forward_ad=True)
+    with pytest.raises(NotImplementedError, match="one derivative of the solution"):
+        torch.autograd.grad(f(*leaves).sum(), leaves[0], create_graph=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "form", "rank"), [("exp", "normalized", None), ("signed", "normalized", None), ("exp", "rescaled", 1)]
+)
+def test_derivative_of_an_attention_solution(kind, form, rank):
+    A1, X, A2, A3, _, B = planted_attention(kind, n=30, d=2, dv=2, noise=0.002)
+    leaves = [t.clone().requires_grad_() for t in (A1, A2, A3, B)]
+
+    def f(A1, A2, A3, B):
+        s = solve(AttentionRegression(A1, A2, A3, B, kind=kind, form=form, rank=rank, regularization=1e-6), X, ftol=0.0)
+        return s.X, s.Y
+
+    assert gradcheck(f, leaves, eps=1e-4, atol=3e-4, rtol=1e-2, fast_mode=True, check_forward_ad=True)
+
+
+def test_vmap():
+    A1, X, A2, B = planted(batch=(3,))
+    op = torch.ops.torch_rescaled.solve_matrix_regression
+
+    def f(A1, B, x0):
+        return op(A1, A2[0], B, X0=x0, form="normalized")[0]
+
+    B = torch.softmax(A1 @ X @ A2[0].mT, -1)
+    torch.testing.assert_close(vmap(f)(A1, B, X + 0.1), X)
+
+
+def _part(rank, address, results):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    group = torch.distributed.group.WORLD
+    rows = slice(0, 37) if rank == 0 else slice(37, None)  # unequal parts
+    A1, X, A2, B = planted(noise=0.02)
+    found = [
+        solve(MatrixRegression(A1[rows], A2, B[rows], form=form, rank=r), method=m, group=group).X
+        for form, r, m in (("normalized", None, "newton"), ("normalized", 2, "cg"), ("rescaled", None, "cg"))
+    ]
+    A1, X, A2, A3, _, B = planted_attention(noise=0.05)
+    s = solve(AttentionRegression(A1[rows], A2, A3, B[rows]), X, group=group)
+    torch.save([*found, s.X, s.Y], f"{results}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+def test_rows_over_processes(tmp_path):
+    multiprocessing.spawn(_part, (f"file://{tmp_path}/rendezvous", str(tmp_path)), nprocs=2)
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for a, b in zip(*parts, strict=True):
+        assert torch.equal(a, b)
+    A1, X, A2, B = planted(noise=0.02)
+    for found, (form, r) in zip(parts[0], (("normalized", None), ("normalized", 2), ("rescaled", None)), strict=False):
+        alone = solve(MatrixRegression(A1, A2, B, form=form, rank=r)).raise_for_status()
+        torch.testing.assert_close(found, alone.X, rtol=1e-5, atol=1e-6)
+    A1, X, A2, A3, _, B = planted_attention(noise=0.05)
+    torch.testing.assert_close(parts[0][3], solve(AttentionRegression(A1, A2, A3, B), X).X, rtol=1e-5, atol=1e-6)
+    with pytest.raises(NotImplementedError, match="a group has no derivative yet"):
+        torch.ops.torch_rescaled.solve_matrix_regression(A1.requires_grad_(), A2, randn(60, 50), group="0")
+
+
+def test_verbose_and_plot(capsys):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    A1, _, A2, B = planted()
+    solution = solve(MatrixRegression(A1, A2, B, form="normalized"), method="cg", verbose=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == solution.number("iterations") + 1 and "products" in lines[0] and "converged" in lines[-1]
+    assert solution.plot().get_xlabel() == "products"
+    pyplot.close("all")
+
+
+M, A = "solve_matrix_regression: ", "solve_attention_regression: "
+REFUSED = [
+    (lambda a, b, c, B, y: solve(MatrixRegression(a, b, B[:, 1:])), ValueError, M + "expected B of shape"),
+    (lambda a, b, c, B, y: solve(MatrixRegression(a, b, B, rank=9)), ValueError, M + "expected a rank from 1 to 4, got 9"),
+    (lambda a, b, c, B, y: solve(MatrixRegression(a, b, B, sample_dims=1)), ValueError, M + "expected sample_dims from 0"),
+    (lambda a, b, c, B, y: solve(MatrixRegression(a, b, B), method="lbfgs"), ValueError, M + "expected method 'auto', 'cg' or"),
+    (lambda a, b, c, B, y: solve(MatrixRegression(a, b, B, rank=2), method="newton"), ValueError, "with a rank, got 'newton'"),
+    (lambda a, b, c, B, y: solve(MatrixRegression(a, b, B), cg_iterations=0), ValueError, "cg_iterations >= 1, got 0"),
+    (lambda a, b, c, B, y: solve(MatrixRegression(a, b, B), ftol=-1.0), ValueError, "a finite ftol >= 0, got -1"),
+    (lambda a, b, c, B, y: solve(MatrixRegression(a, b, B, regularization=-1)), ValueError, "a finite regularization >= 0, got -1"),
+    (lambda a, b, c, B, y: solve(MatrixRegression(a, b, B), state=a.new_zeros(3)), ValueError, "expected state of shape"),
+    (lambda a, b, c, B, y: solve(MatrixRegression(a, b, B.float())), TypeError, M + "expected B of dtype"),
+    (lambda a, b, c, B, y: solve(AttentionRegression(a, b, c, y[1:])), ValueError, A + "expected B with as many rows as A1"),
+    (lambda a, b, c, B, y: solve(AttentionRegression(a, b, c[1:], y)), ValueError, A + "expected A3 with as many rows as A2"),
+    (lambda a, b, c, B, y: solve(AttentionRegression(a, b, c, y), c), ValueError, A + "expected X0 of shape"),
+    (lambda a, b, c, B, y: solve(AttentionRegression(a, b, c, y, kind="tanh")), ValueError, A + "expected kind 'exp', 'cosh'"),
+    (lambda a, b, c, B, y: solve(AttentionRegression(a, b, c, y, form="plain")), ValueError, A + "expected form 'normalized'"),
+    (lambda a, b, c, B, y: solve(AttentionRegression(a, b, c, y, kind="signed", form="rescaled")), ValueError, "got 'rescaled'"),
+    (lambda a, b, c, B, y: solve(AttentionRegression(a, b, c, y), method="cg"), ValueError, A + "expected method 'auto', 'proj"),
+    (lambda a, b, c, B, y: solve(AttentionRegression(a, b.float(), c, y)), TypeError, A + "expected A2 of A1's dtype"),
+    (lambda a, b, c, B, y: solve(AttentionRegression(a, b, c, y, attn_mask=B)), TypeError, "attn_mask of dtype Bool"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "words"), REFUSED)
+def test_refused(call, error, words):
+    A1, _, A2, A3, _, out = planted_attention()
+    with pytest.raises(error) as caught:
+        call(A1, A2, A3, randn(60, 50), out)
+    assert words in str(caught.value)
