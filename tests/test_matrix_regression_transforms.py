@@ -292,12 +292,13 @@ def test_empty(form):
         ((3, 4, 2, 0), ()),
         ((3, 4, 2, 2), (0,)),
     ):
-        A1, X, A2, B = oracle.problem(n1, n2, d1, d2, batch)
-        X.requires_grad_()
-        value = matrix_regression_loss(A1, X, A2, B, form=form)
+        leaves = [t.requires_grad_() for t in oracle.problem(n1, n2, d1, d2, batch)]
+        value = matrix_regression_loss(*leaves, form=form)
         assert value.shape == batch and value.isfinite().all()
-        (g,) = torch.autograd.grad(value.sum(), X, create_graph=True)
-        assert g.shape == X.shape and g.isfinite().all()
+        gradients = torch.autograd.grad(value.sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.sum() for g in gradients), leaves)
+        assert all(g.isfinite().all() and g.shape == t.shape for g, t in zip((*gradients, *second), 2 * leaves, strict=True))
+        A1, X, A2, B = (t.detach() for t in leaves)
         assert matrix_regression_evaluate(A1, X.detach(), A2, B, form=form)[1].shape == X.shape
         assert matrix_regression_hvp(A1, X.detach(), A2, B, X.detach(), form=form).shape == X.shape
 

@@ -179,7 +179,7 @@ struct Columns {
       fetch_tangent_target<T, Lanes::keys, kVectors>(tangent_target, block, mask, s.tangent_target);
     }
     column_elements<T, kTwoSided, kSecond, kVectors>(p, block.rows, mask, s);
-    if (p.columns)
+    if (!p.elements)
       return accumulate_values<T, kVectors>(block.rows, depth, query, s.scores,
                                             kSecond ? tangent_query : Rows<T>{nullptr, 0}, s.tangent_scores, nullptr,
                                             panel.output);
