@@ -24,6 +24,44 @@ def loss(A1, X, A2, B, attn_mask=None, is_causal=False, regularization=0.0, *, k
     return c.square().sum((-2, -1)) / 2 + regularization / 2 * z.square().sum((-2, -1))
 
 
+def teacher_map(query, key, attn_mask=None, is_causal=False, *, kind):
+    """u(Q K^T) divided by its rows' sums, over the elements that take part."""
+    z = query @ key.mT
+    taken = torch.ones(z.shape[-2:], dtype=torch.bool)
+    taken = taken.tril() if is_causal else taken
+    taken = taken if attn_mask is None else taken & attn_mask
+    u = torch.where(taken, {"exp": torch.exp, "cosh": torch.cosh, "sinh": torch.sinh}[kind](z), 0.0)
+    return u / torch.where(taken.any(-1, keepdim=True), u.sum(-1, keepdim=True), 1.0)
+
+
+def sparse(B, kept):
+    """crow_indices, col_indices, values of about a share `kept` of B; every matrix of a batch has as many."""
+    if not B.numel():
+        crow = torch.zeros(*B.shape[:-2], B.shape[-2] + 1, dtype=torch.long)
+        return [crow, crow[..., :0], B.new_zeros(*B.shape[:-2], 0)]
+    stored = round(kept * B.shape[-2] * B.shape[-1])
+    crow, columns, values = [], [], []
+    for matrix in B.reshape(-1, *B.shape[-2:]):
+        at = torch.randperm(matrix.numel())[:stored].sort().values
+        row = at // B.shape[-1]
+        crow.append(torch.searchsorted(row, torch.arange(B.shape[-2] + 1)))
+        columns.append(at % B.shape[-1]), values.append(matrix.reshape(-1)[at])
+    return [torch.stack(part).reshape(*B.shape[:-2], -1) for part in (crow, columns, values)]
+
+
+def to_dense(crow, columns, values, n2):
+    """The matrix that the components are of."""
+    batch, out = crow.shape[:-1], []
+    if not columns.numel():
+        return values.new_zeros(*batch, crow.shape[-1] - 1, n2)
+    for rows, column, value in zip(crow.reshape(-1, crow.shape[-1]), columns.reshape(-1, columns.shape[-1]),
+                                   values.reshape(-1, values.shape[-1]), strict=True):  # fmt: skip
+        matrix = value.new_zeros(len(rows) - 1, n2)
+        matrix[torch.repeat_interleave(torch.arange(len(rows) - 1), rows.diff()), column] = value
+        out.append(matrix)
+    return torch.stack(out).reshape(*batch, -1, n2)
+
+
 def problem(n1, n2, d1, d2, batch=(), *, dtype=torch.float64, shared=()):
     """A1, X, A2, B; those named in `shared` have no batch dimensions. Away from the pole of sinh."""
 

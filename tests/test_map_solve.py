@@ -121,6 +121,40 @@ def test_masks_and_samples(method):
     assert solution.X.shape == X.shape and distance("exp", solution.X, X) < 1e-9
 
 
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("kind", ["exp", "cosh"])
+def test_a_teacher_in_the_place_of_a_target(kind, rank):
+    A1, X, A2, _ = planted(batch=(2,), samples=(3,))
+    mask = (torch.arange(50) < 40).expand(3, 1, 50)
+    teacher = {"teacher_query": A1 @ X[:, None], "teacher_key": A2, "teacher_kind": kind}
+    z = torch.where(mask, A1 @ X[:, None] @ A2.mT, -torch.inf if kind == "exp" else 0.0)
+    u = PHI[kind](z) * mask
+    make = functools.partial(MatrixRegression, A1, A2, attn_mask=mask, kind=kind, form="normalized", sample_dims=1, rank=rank)
+    x0 = None if kind == "exp" else X + 0.02
+    ours, dense = solve(make(**teacher), x0).raise_for_status(), solve(make(u / u.sum(-1, keepdim=True)), x0)
+    torch.testing.assert_close(ours.X, dense.X, rtol=1e-5, atol=1e-6)
+    if rank is None:
+        assert float((ours.X - X).norm()) < 1e-8
+
+
+@pytest.mark.parametrize("method", ["newton", "cg"])
+def test_components_in_the_place_of_a_target(method):
+    A1, X, A2, B = planted(batch=(2,), noise=0.02)
+    kept = B.flatten(1).topk(1500).indices  # as many for each
+    B = torch.zeros_like(B).flatten(1).scatter(1, kept, B.flatten(1).gather(1, kept)).view_as(B)
+    parts = [b.to_sparse_csr() for b in B]
+    components = {n: torch.stack([getattr(p, n)() for p in parts]) for n in ("crow_indices", "col_indices", "values")}
+    ours = solve(MatrixRegression(A1, A2, form="normalized", **components), X, method=method).raise_for_status()
+    torch.testing.assert_close(ours.X, solve(MatrixRegression(A1, A2, B, form="normalized"), X).X, rtol=1e-6, atol=1e-7)
+    a = A1.clone().requires_grad_()
+    solve(MatrixRegression(a, A2, form="normalized", **components), X, ftol=0.0).X.sum().backward()
+    b = A1.clone().requires_grad_()
+    solve(MatrixRegression(b, A2, B, form="normalized"), X, ftol=0.0).X.sum().backward()
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match="one target, B, or teacher_query"):
+        solve(MatrixRegression(A1, A2))
+
+
 def test_a_batch_is_its_problems():
     A1, X, A2, B = planted(batch=(2, 3), samples=(2,), noise=0.02)
     make = functools.partial(MatrixRegression, form="normalized", sample_dims=1, rank=3)

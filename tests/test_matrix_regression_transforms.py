@@ -85,36 +85,81 @@ def rows(columns):
     return torch.rand(5, columns, dtype=torch.float64)
 
 
+NO_SOURCE = (None, None, None)
+SETTINGS = (False, "exp", "rescaled", "dense")
+
+
 def statistics(point, mask):
-    return OPS._matrix_regression_statistics(*detached(point), mask, False, "exp", "rescaled")
+    return OPS._matrix_regression_statistics(*detached(point), mask, *NO_SOURCE, *SETTINGS)
 
 
 def along(point):
     return [torch.randn_like(t).requires_grad_() for t in point]
 
 
-SETTINGS = (False, "exp", "rescaled")
+def teacher():
+    queries, keys = torch.randn(5, 3, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
+    return {"teacher_query": queries, "teacher_key": keys, "teacher_kind": "cosh"}
+
+
+def components(batch=()):
+    B = oracle.sparse(torch.rand(*batch, 5, 6, dtype=torch.float64), 0.5)
+    return {"crow_indices": B[0], "col_indices": B[1], "values": B[2]}
+
+
+def sources(point, mask):
+    """The arguments of primitives for each target that is not dense."""
+    taught = teacher()
+    pair = [taught["teacher_query"], taught["teacher_key"]]
+    numbers = OPS._matrix_regression_statistics(*pair, None, mask, *NO_SOURCE, False, "cosh", "rescaled", "zero")
+    return {"cosh": (*pair, numbers), "sparse": tuple(components().values())}
+
+
+def numbers_along(point, mask, tangents):
+    return OPS._matrix_regression_tangents(
+        *detached(tangents), *detached(point), mask, *NO_SOURCE, statistics(point, mask), *SETTINGS
+    )
+
+
+def weighted(point, mask):
+    tangents = detached(along(point))
+    numbers = numbers_along(point, mask, tangents)
+    return (*tangents, numbers, rows(1)[:, 0], *detached(point), mask, *NO_SOURCE, statistics(point, mask), *SETTINGS)
+
+
+def second(point, mask):
+    tangents = detached(along(point))
+    return (*tangents, numbers_along(point, mask, tangents), *detached(point), mask, *NO_SOURCE, statistics(point, mask), *SETTINGS)
+
+
 SAMPLES = {
     "matrix_regression_loss": lambda p, m: (oracle.problem(5, 6, 3, 2), {"attn_mask": m, "regularization": 0.1}),
     "matrix_regression_evaluate": lambda p, m: (oracle.problem(5, 6, 3, 2), {"kind": "cosh", "regularization": 0.1}),
     "matrix_regression_hvp": lambda p, m: ([*oracle.problem(5, 6, 3, 2), rows(2)[:3]], {"form": "normalized"}),
-    "_matrix_regression_forward": lambda p, m: ((*p, m, *SETTINGS), {}),
+    "_matrix_regression_forward": lambda p, m: ((*p, m, *NO_SOURCE, *SETTINGS), {}),
     "_matrix_regression_backward": lambda p, m: (
-        (rows(1)[:, 0].requires_grad_(), *p, m, statistics(p, m), *SETTINGS, [True] * 3),
+        (rows(1)[:, 0].requires_grad_(), *p, m, *NO_SOURCE, statistics(p, m), *SETTINGS, [True] * 3),
         {},
     ),
-    "_matrix_regression_jvp": lambda p, m: ((*along(p), *p, m, statistics(p, m), *SETTINGS), {}),
+    "_matrix_regression_jvp": lambda p, m: ((*along(p), *p, m, *NO_SOURCE, statistics(p, m), *SETTINGS), {}),
     "_matrix_regression_double_backward": lambda p, m: (
-        (*along(p), rows(1)[:, 0].requires_grad_(), *p, m, statistics(p, m), *SETTINGS, [True] * 4),
+        (*along(p), rows(1)[:, 0].requires_grad_(), *p, m, *NO_SOURCE, statistics(p, m), *SETTINGS, [True] * 4),
         {},
     ),
-    "_matrix_regression_statistics": lambda p, m: ((*detached(p), m, *SETTINGS), {}),
-    "_matrix_regression_gradient": lambda p, m: ((*detached(p), m, statistics(p, m), *SETTINGS), {}),
-    "_matrix_regression_moments": lambda p, m: ((*detached(p), m, statistics(p, m), *SETTINGS, True), {}),
+    "_matrix_regression_statistics": lambda p, m: ((*detached(p), m, *NO_SOURCE, *SETTINGS), {}),
+    "_matrix_regression_gradient": lambda p, m: ((*detached(p), m, *NO_SOURCE, statistics(p, m), *SETTINGS), {}),
+    "_matrix_regression_moments": lambda p, m: ((*detached(p), m, *NO_SOURCE, statistics(p, m), *SETTINGS, True), {}),
     "_matrix_regression_product": lambda p, m: (
-        (*detached(p), m, statistics(p, m), rows(2), rows(2), rows(2), *SETTINGS, True),
+        (*detached(p), m, *NO_SOURCE, statistics(p, m), rows(2), rows(2), rows(2), *SETTINGS, True),
         {},
     ),
+    "_matrix_regression_tangents": lambda p, m: (
+        (*detached(along(p)), *detached(p), m, *NO_SOURCE, statistics(p, m), *SETTINGS),
+        {},
+    ),
+    "_matrix_regression_gradient_tangent": lambda p, m: (second(p, m), {}),
+    "_matrix_regression_columns": lambda p, m: (weighted(p, m), {}),
+    "_matrix_regression_elements": lambda p, m: (weighted(p, m), {}),
 }
 
 
@@ -123,6 +168,29 @@ def test_opcheck(name):
     args, kwargs = SAMPLES[name](*primitive_point())
     utils = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
     opcheck(getattr(OPS, name).default, tuple(args), kwargs, test_utils=utils)
+
+
+@pytest.mark.parametrize("source", ["cosh", "sparse"])
+@pytest.mark.parametrize("name", [n for n in SAMPLES if n.startswith("_")])
+def test_opcheck_of_targets(name, source):
+    """The same samples without a dense target, and without its tangent."""
+    (query, key, target), mask = primitive_point()
+    args, kwargs = SAMPLES[name]((query, key, target), mask)
+    made = sources((query, key), mask)[source]
+    schema = getattr(OPS, name).default._schema.arguments
+    given = {a.name: value for a, value in zip(schema, args, strict=True)}
+    given |= dict(zip(("target_rows", "target_columns", "target_values"), made, strict=True), target=None, source=source)
+    given |= {"tangent_target": None} if "tangent_target" in given else {}
+    utils = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
+    opcheck(getattr(OPS, name).default, tuple(given.values()), kwargs, test_utils=utils)
+
+
+@pytest.mark.parametrize("target", [teacher, components])
+@pytest.mark.parametrize("name", [n for n in SAMPLES if not n.startswith("_")])
+def test_opcheck_of_public_targets(name, target):
+    args, kwargs = SAMPLES[name](*primitive_point())
+    utils = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
+    opcheck(getattr(OPS, name).default, (*args[:3], None, *args[4:]), kwargs | target(), test_utils=utils)
 
 
 SOLVERS = {"solve_matrix_regression", "solve_attention_regression"}
@@ -217,7 +285,7 @@ def test_nothing_is_lost_in_a_flop_count(form):
         (g,) = torch.autograd.grad(matrix_regression_loss(A1, X, A2, B, form=form), X, create_graph=True)
         assert counter.get_total_flops() == 2 * small + (walks + 2) * unit
         torch.autograd.grad(g.sum(), X)
-    assert counter.get_total_flops() == 4 * small + (walks + 2 + 6) * unit
+    assert counter.get_total_flops() == 4 * small + (walks + 2 + 5) * unit
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -229,12 +297,13 @@ def test_empty(form):
         ((3, 4, 2, 0), ()),
         ((3, 4, 2, 2), (0,)),
     ):
-        A1, X, A2, B = oracle.problem(n1, n2, d1, d2, batch)
-        X.requires_grad_()
-        value = matrix_regression_loss(A1, X, A2, B, form=form)
+        leaves = [t.requires_grad_() for t in oracle.problem(n1, n2, d1, d2, batch)]
+        value = matrix_regression_loss(*leaves, form=form)
         assert value.shape == batch and value.isfinite().all()
-        (g,) = torch.autograd.grad(value.sum(), X, create_graph=True)
-        assert g.shape == X.shape and g.isfinite().all()
+        gradients = torch.autograd.grad(value.sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.sum() for g in gradients), leaves)
+        assert all(g.isfinite().all() and g.shape == t.shape for g, t in zip((*gradients, *second), 2 * leaves, strict=True))
+        A1, X, A2, B = (t.detach() for t in leaves)
         assert matrix_regression_evaluate(A1, X.detach(), A2, B, form=form)[1].shape == X.shape
         assert matrix_regression_hvp(A1, X.detach(), A2, B, X.detach(), form=form).shape == X.shape
 

@@ -154,46 +154,71 @@ def _regression_curvature(A: Shape, *_: Any, **__: Any) -> int:
     return _elements(A) * (A[-1] + 8)
 
 
-# Matrix regressions: 2 n1 n2 d operations for scores, and for each product with a block of the map.
-def _map(query: Shape, key: Shape, target: Shape) -> int:
-    return _pairs(query, key, target) * query[-1]
+# Matrix regressions: 2 n1 n2 d operations for scores, and for each product with a block of the map; in every pass a
+# teacher's scores.
+def _map(point: Any, products: int) -> int:
+    query, key, target, _, rows, columns, _ = point[:7]
+    leading = [shape[:-2] for shape in (query, key, target) if shape is not None]
+    teacher = rows is not None and len(rows) == len(query)
+    leading += [rows[:-2], columns[:-2]] if teacher else [] if rows is None else [rows[:-1], columns[:-1]]
+    count = 2 * query[-2] * key[-2]
+    for sizes in zip(*leading, strict=True):
+        count *= 0 if 0 in sizes else max(sizes)
+    return int(count * (products * query[-1] + (rows[-1] if teacher else 0)))
 
 
 @register_flop_formula([_OPS._matrix_regression_forward, _OPS._matrix_regression_statistics])
-def _matrix_regression_forward(query: Shape, key: Shape, target: Shape, *rest: Any, **_: Any) -> int:
-    return _map(query, key, target) * (2 if "plain" in rest or "sinh" in rest else 1)
+def _matrix_regression_forward(*arguments: Any, **_: Any) -> int:
+    kind, form = arguments[8:10]
+    return _map(arguments, 2 if form == "plain" or kind == "sinh" else 1)
 
 
 @register_flop_formula(_OPS._matrix_regression_gradient)
-def _matrix_regression_gradient(query: Shape, key: Shape, target: Shape, *_: Any, **__: Any) -> int:
-    return 2 * _map(query, key, target)
+def _matrix_regression_gradient(*arguments: Any, **_: Any) -> int:
+    return _map(arguments, 2)
 
 
 @register_flop_formula([_OPS._matrix_regression_moments, _OPS._matrix_regression_product])
-def _matrix_regression_three(query: Shape, key: Shape, target: Shape, *_: Any, **__: Any) -> int:
-    return 3 * _map(query, key, target)
+def _matrix_regression_three(*arguments: Any, **_: Any) -> int:
+    return _map(arguments, 3)
 
 
 @register_flop_formula(_OPS._matrix_regression_backward)
-def _matrix_regression_backward(grad: Shape | None, query: Shape, key: Shape, target: Shape, *rest: Any, **_: Any) -> int:
-    need = rest[-1]
-    return int(_map(query, key, target) * (2 * need[0] + (need[1] or need[2]) + need[1]))
+def _matrix_regression_backward(*arguments: Any, **_: Any) -> int:
+    point, need = arguments[1:], arguments[-1]
+    return int(need[0] * _map(point, 2) + need[1] * _map(point, 2) + need[2] * _map(point, 1))
+
+
+@register_flop_formula([_OPS._matrix_regression_jvp, _OPS._matrix_regression_tangents])
+def _matrix_regression_jvp(*arguments: Any, **_: Any) -> int:
+    tq, tk = arguments[:2]
+    return _map(arguments[3:], 1 + (tq is not None) + (tk is not None))
+
+
+@register_flop_formula(_OPS._matrix_regression_gradient_tangent)
+def _matrix_regression_gradient_tangent(*arguments: Any, **_: Any) -> int:
+    tq, tk = arguments[:2]
+    return _map(arguments[4:], 2 + (tq is not None) + 2 * (tk is not None))
+
+
+@register_flop_formula(_OPS._matrix_regression_columns)
+def _matrix_regression_columns(*arguments: Any, **_: Any) -> int:
+    tq, tk = arguments[:2]
+    return _map(arguments[5:], 2 + 2 * (tq is not None) + (tk is not None))
+
+
+@register_flop_formula(_OPS._matrix_regression_elements)
+def _matrix_regression_elements(*arguments: Any, **_: Any) -> int:
+    tq, tk = arguments[:2]
+    return _map(arguments[5:], 1 + (tq is not None) + (tk is not None))
 
 
 @register_flop_formula(_OPS._matrix_regression_double_backward)
-def _matrix_regression_double_backward(tq: Shape | None, tk: Shape | None, tt: Shape | None, grad: Any, query: Shape, key: Shape,
-                                       target: Shape, *rest: Any, **_: Any) -> int:  # fmt: skip
-    need = rest[-1]
-    of_query = tq is not None and tk is None and tt is None
-    units = of_query * (2 * need[0] + 6 * need[1])
-    if not of_query or need[2] or need[3]:
-        units += 1 + (tq is not None) + (tk is not None)
-        units += (not of_query) * need[1] * (1 + (tk is not None)) + need[2] * (1 + (tq is not None))
-    return int(_map(query, key, target) * units)
-
-
-@register_flop_formula(_OPS._matrix_regression_jvp)
-def _matrix_regression_jvp(tq: Shape | None, tk: Shape | None, tt: Shape | None, query: Shape, key: Shape, target: Shape,
-                           *rest: Any, **_: Any) -> int:  # fmt: skip
-    of_query = tq is not None and tk is None and tt is None
-    return _map(query, key, target) * (2 if of_query else 1 + (tq is not None) + (tk is not None))
+def _matrix_regression_double_backward(*arguments: Any, **_: Any) -> int:
+    tq, tk, tt = arguments[:3]
+    point, need = arguments[4:], arguments[-1]
+    if tq is None and tk is None and tt is None:
+        return 0
+    walk = 1 + (tq is not None) + (tk is not None)
+    count = (1 + need[3]) * _map(point, walk)
+    return int(count + need[1] * _map(point, walk + 1 + (tk is not None)) + need[2] * _map(point, walk + 1 + (tq is not None)))

@@ -15,6 +15,7 @@ from torch_rescaled import _library as _library
 
 _OPS = torch.ops.torch_rescaled
 _WITHOUT_GRADIENT = {"mask", "dropout_seed", "x0", "X0", "state", "statistics", "steps", "moment_p", "moment_q"}
+_WITHOUT_GRADIENT |= {"target_rows", "target_columns", "target_values", "tangents", "weight"}
 
 
 def _rule(op: torch._ops.OpOverload) -> Callable[..., Any]:
@@ -71,5 +72,9 @@ for _op in (
     _OPS._matrix_regression_gradient.default,
     _OPS._matrix_regression_moments.default,
     _OPS._matrix_regression_product.default,
+    _OPS._matrix_regression_tangents.default,
+    _OPS._matrix_regression_gradient_tangent.default,
+    _OPS._matrix_regression_columns.default,
+    _OPS._matrix_regression_elements.default,
 ):
     torch.library.register_vmap(_op, _rule(_op))

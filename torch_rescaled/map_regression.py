@@ -37,7 +37,8 @@ class MatrixRegression:
     Args:
         A1: ``[*, n1, d1]``; A2: ``[*, n2, d2]``; B: ``[*, n1, n2]``, as in :func:`torch_rescaled.matrix_regression_loss`. Leading
             dimensions broadcast: a batch of problems, such as heads.
-        attn_mask, is_causal, regularization, kind, form: as there.
+            Or in the place of B a ``teacher_query`` and ``teacher_key``, or ``crow_indices``, ``col_indices`` and ``values``.
+        attn_mask, is_causal, regularization, kind, form, teacher_kind: as there.
         rank: solve for factors, X = left right^T, of this rank, at most min(d1, d2).
         sample_dims: the last so many leading dimensions are samples of one problem, such as sentences: they share X, and their
             losses are summed. Pad them to one length and leave the padding out by ``attn_mask``.
@@ -56,7 +57,7 @@ class MatrixRegression:
 
     A1: Tensor
     A2: Tensor
-    B: Tensor
+    B: Tensor | None = None
     attn_mask: Tensor | None = None
     is_causal: bool = False
     regularization: float = 0.0
@@ -64,14 +65,21 @@ class MatrixRegression:
     form: str = "rescaled"
     rank: int | None = None
     sample_dims: int = 0
+    teacher_query: Tensor | None = None
+    teacher_key: Tensor | None = None
+    teacher_kind: str = "exp"
+    crow_indices: Tensor | None = None
+    col_indices: Tensor | None = None
+    values: Tensor | None = None
 
     def _solve(self, x0: Tensor | None, state: Tensor | None, chunk: int | None, options: dict[str, Any]) -> "MapSolution":
-        _check("solve_matrix_regression", {"A1": self.A1, "A2": self.A2, "B": self.B, "attn_mask": self.attn_mask, "X0": x0})
+        target = {name: getattr(self, name) for name in ("teacher_query", "teacher_key", "crow_indices", "col_indices", "values")}
+        given = {"A1": self.A1, "A2": self.A2, "B": self.B, "attn_mask": self.attn_mask, "X0": x0}
+        _check("solve_matrix_regression", given | target)
         X, left, right, summary, history, state = _OPS.solve_matrix_regression(
             self.A1, self.A2, self.B, X0=x0, attn_mask=self.attn_mask, is_causal=self.is_causal,
             regularization=self.regularization, kind=self.kind, form=self.form, rank=self.rank, sample_dims=self.sample_dims,
-            state=state, chunk=chunk,
-            **_for_maps(options),
+            teacher_kind=self.teacher_kind, state=state, chunk=chunk, **target, **_for_maps(options),
         )  # fmt: skip
         factors = None if self.rank is None else (left, right)
         return MapSolution(statuses_of(summary), summary, history, state, X, factors, None, self)

@@ -13,8 +13,8 @@ __all__ = ["matrix_regression_evaluate", "matrix_regression_hvp", "matrix_regres
 
 
 @torch.jit.unused
-def _check(op: str, A1: Tensor, X: Tensor, A2: Tensor, B: Tensor, attn_mask: Tensor | None) -> None:
-    for name, tensor in {"A1": A1, "X": X, "A2": A2, "B": B, "attn_mask": attn_mask}.items():
+def _check(op: str, tensors: dict[str, Tensor | None]) -> None:
+    for name, tensor in tensors.items():
         if tensor is not None:
             check_readable(op, name, tensor)
 
@@ -23,12 +23,18 @@ def matrix_regression_loss(
     A1: Tensor,
     X: Tensor,
     A2: Tensor,
-    B: Tensor,
+    B: Tensor | None = None,
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
     regularization: float = 0.0,
     kind: str = "exp",
     form: str = "rescaled",
+    teacher_query: Tensor | None = None,
+    teacher_key: Tensor | None = None,
+    teacher_kind: str = "exp",
+    crow_indices: Tensor | None = None,
+    col_indices: Tensor | None = None,
+    values: Tensor | None = None,
 ) -> Tensor:
     r"""How far the attention map :math:`u(A_1 X A_2^T)` is from B, with u = exp, cosh or sinh, without forming the map.
 
@@ -46,40 +52,57 @@ def matrix_regression_loss(
             of all arguments broadcast.
         X: ``[*, d1, d2]``; float32, float64 for a float64 A1.
         A2: ``[*, n2, d2]``, of A1's dtype.
-        B: ``[*, n1, n2]``, of X's dtype.
+        B: ``[*, n1, n2]``, of X's dtype; or in its place one of the two below.
         attn_mask: bool, broadcastable to ``[*, n1, n2]``; true where an element takes part. What it hides enters neither the sums
             of u nor the loss, whatever B has there.
         is_causal: row i has the columns 0 to i alone, beside ``attn_mask``.
         regularization: :math:`\lambda \ge 0`.
         kind: ``"exp"``, ``"cosh"`` or ``"sinh"``.
         form: ``"rescaled"``, ``"normalized"`` or ``"plain"``.
+        teacher_query, teacher_key: ``[*, n1, e]`` and ``[*, n2, e]``, of A1's dtype: B is the map
+            :math:`\mathrm{diag}(u_t(Q_t K_t^T) 1)^{-1} u_t(Q_t K_t^T)` of a teacher whose scale is in them already, over the
+            elements that the masks leave. Never formed: one more product of the block in each pass.
+        teacher_kind: of :math:`u_t`: ``"exp"``, ``"cosh"`` or ``"sinh"``.
+        crow_indices, col_indices, values: ``[*, n1 + 1]`` and ``[*, nnz]`` int64, ``[*, nnz]`` of X's dtype: the components of a
+            row-sparse B as of :func:`torch.sparse_csr_tensor`, columns ascending in each row, none twice. Elements that are not
+            stored are 0, and count in the loss.
 
     Returns:
         ``[*]`` in X's dtype; inf where the loss is not representable (rescaled and plain, in float32 from logits of about 44):
         :func:`matrix_regression_evaluate` gives its logarithm. A row without elements has loss 0.
 
-    Differentiable in A1, X, A2 and B: reverse, forward, second order and, by formulas that PyTorch differentiates, third. On CPU
-    the loss, its gradient in X and A1 and its Hessian products in them walk the map in blocks, with memory for n1 + n2 rows; on
-    other devices, and for derivatives in A2 and B, arrays of B's size are formed. Under autocast everything is float32.
+    Differentiable in A1, X, A2 and a dense B: reverse, forward, second order and, by formulas that PyTorch differentiates,
+    third. On CPU everything to second order walks the map in blocks, with memory for n1 + n2 rows (a gradient in B has B's
+    size); on other devices, for forward over forward and for third order arrays of the map's size are formed. A teacher and
+    the values of a sparse B are constants. Under autocast everything is float32.
 
     Raises:
-        ValueError: shapes, devices, ``kind``, ``form`` or ``regularization`` do not fit.
+        ValueError: shapes, devices, indices, ``kind``, ``form`` or ``regularization`` do not fit, or there is not one target.
         TypeError: a dtype does not fit, or an argument is a tensor subclass.
-        NotImplementedError: tensors on a device without kernels, or nested tensors.
+        NotImplementedError: tensors on a device without kernels, nested tensors, or a derivative in a teacher or in values.
 
     Example:
         >>> import torch, torch_rescaled
         >>> A1, A2, B = torch.randn(100, 5), torch.randn(80, 6), torch.rand(100, 80).softmax(-1)
         >>> X = torch.zeros(5, 6, requires_grad=True)
         >>> torch_rescaled.matrix_regression_loss(A1, X, A2, B, form="normalized").backward()
+        >>> teacher = {"teacher_query": torch.randn(100, 8), "teacher_key": torch.randn(80, 8)}
+        >>> torch_rescaled.matrix_regression_loss(A1, X, A2, form="normalized", **teacher).backward()
+        >>> few = torch.where(B > 0.0125, B, 0.0).to_sparse_csr()
+        >>> rows = {"crow_indices": few.crow_indices(), "col_indices": few.col_indices(), "values": few.values()}
+        >>> torch_rescaled.matrix_regression_loss(A1, X, A2, form="normalized", **rows).backward()
 
     Source: arXiv:2307.02419 (both forms), arXiv:2305.00660 (u = cosh, sinh).
     """
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-        _check("matrix_regression_loss", A1, X, A2, B, attn_mask)
+        tensors = {"A1": A1, "X": X, "A2": A2, "B": B, "attn_mask": attn_mask, "teacher_query": teacher_query}
+        tensors |= {"teacher_key": teacher_key, "crow_indices": crow_indices, "col_indices": col_indices, "values": values}
+        _check("matrix_regression_loss", tensors)
     loss: Tensor = torch.ops.torch_rescaled.matrix_regression_loss(
-        A1, X, A2, B, attn_mask=attn_mask, is_causal=is_causal, regularization=regularization, kind=kind, form=form
-    )
+        A1, X, A2, B, attn_mask=attn_mask, is_causal=is_causal, regularization=regularization, kind=kind, form=form,
+        teacher_query=teacher_query, teacher_key=teacher_key, teacher_kind=teacher_kind, crow_indices=crow_indices,
+        col_indices=col_indices, values=values,
+    )  # fmt: skip
     return loss
 
 
@@ -87,17 +110,24 @@ def matrix_regression_evaluate(
     A1: Tensor,
     X: Tensor,
     A2: Tensor,
-    B: Tensor,
+    B: Tensor | None = None,
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
     regularization: float = 0.0,
     kind: str = "exp",
     form: str = "rescaled",
+    teacher_query: Tensor | None = None,
+    teacher_key: Tensor | None = None,
+    teacher_kind: str = "exp",
+    crow_indices: Tensor | None = None,
+    col_indices: Tensor | None = None,
+    values: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Loss and gradient in X with their scale taken out: finite however large the loss is.
 
     Args:
-        A1, X, A2, B, attn_mask, is_causal, regularization, kind, form: as in :func:`matrix_regression_loss`.
+        A1, X, A2, B, attn_mask, is_causal, regularization, kind, form, teacher_query, teacher_key, teacher_kind, crow_indices,
+            col_indices, values: as in :func:`matrix_regression_loss`.
 
     Returns:
         ``(log_loss [*], gradient [*, d1, d2], log_scale [*])`` in X's dtype: the gradient of the loss is
@@ -113,10 +143,14 @@ def matrix_regression_evaluate(
         >>> log_loss, gradient, log_scale = torch_rescaled.matrix_regression_evaluate(A1, 9 * torch.ones(5, 6), A2, B)
     """
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-        _check("matrix_regression_evaluate", A1, X, A2, B, attn_mask)
+        tensors = {"A1": A1, "X": X, "A2": A2, "B": B, "attn_mask": attn_mask, "teacher_query": teacher_query}
+        tensors |= {"teacher_key": teacher_key, "crow_indices": crow_indices, "col_indices": col_indices, "values": values}
+        _check("matrix_regression_evaluate", tensors)
     result: tuple[Tensor, Tensor, Tensor] = torch.ops.torch_rescaled.matrix_regression_evaluate(
-        A1, X, A2, B, attn_mask=attn_mask, is_causal=is_causal, regularization=regularization, kind=kind, form=form
-    )
+        A1, X, A2, B, attn_mask=attn_mask, is_causal=is_causal, regularization=regularization, kind=kind, form=form,
+        teacher_query=teacher_query, teacher_key=teacher_key, teacher_kind=teacher_kind, crow_indices=crow_indices,
+        col_indices=col_indices, values=values,
+    )  # fmt: skip
     return result
 
 
@@ -124,7 +158,7 @@ def matrix_regression_hvp(
     A1: Tensor,
     X: Tensor,
     A2: Tensor,
-    B: Tensor,
+    B: Tensor | None,
     V: Tensor,
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
@@ -132,11 +166,18 @@ def matrix_regression_hvp(
     kind: str = "exp",
     form: str = "rescaled",
     curvature: str = "full",
+    teacher_query: Tensor | None = None,
+    teacher_key: Tensor | None = None,
+    teacher_kind: str = "exp",
+    crow_indices: Tensor | None = None,
+    col_indices: Tensor | None = None,
+    values: Tensor | None = None,
 ) -> Tensor:
     r"""The product of the Hessian in X, or its Gauss-Newton part, with V.
 
     Args:
-        A1, X, A2, B, attn_mask, is_causal, regularization, kind, form: as in :func:`matrix_regression_loss`.
+        A1, X, A2, B, attn_mask, is_causal, regularization, kind, form, teacher_query, teacher_key, teacher_kind, crow_indices,
+            col_indices, values: as in :func:`matrix_regression_loss`.
         V: ``[*, d1, d2]``, of X's dtype.
         curvature: ``"full"``, or ``"gauss_newton"``, which is positive semidefinite.
 
@@ -154,10 +195,12 @@ def matrix_regression_hvp(
         >>> product = torch_rescaled.matrix_regression_hvp(A1, X, A2, B, V, form="normalized", curvature="gauss_newton")
     """
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-        _check("matrix_regression_hvp", A1, X, A2, B, attn_mask)
-        check_readable("matrix_regression_hvp", "V", V)
+        tensors = {"A1": A1, "X": X, "A2": A2, "B": B, "V": V, "attn_mask": attn_mask, "teacher_query": teacher_query}
+        tensors |= {"teacher_key": teacher_key, "crow_indices": crow_indices, "col_indices": col_indices, "values": values}
+        _check("matrix_regression_hvp", tensors)
     found: Tensor = torch.ops.torch_rescaled.matrix_regression_hvp(
         A1, X, A2, B, V, attn_mask=attn_mask, is_causal=is_causal, regularization=regularization, kind=kind, form=form,
-        curvature=curvature,
+        curvature=curvature, teacher_query=teacher_query, teacher_key=teacher_key, teacher_kind=teacher_kind,
+        crow_indices=crow_indices, col_indices=col_indices, values=values,
     )  # fmt: skip
     return found

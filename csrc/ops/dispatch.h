@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include <initializer_list>
 #include <optional>
@@ -51,5 +52,10 @@ inline std::vector<c10::SymInt> leading_sizes(std::initializer_list<std::pair<co
 
 // What an output that `need` does not ask for is.
 inline Tensor none(const Tensor& like) { return at::empty({0}, like.options()); }
+// A gradient of the size of its input; where that is absent or its gradient not wanted, as `none` of `like`.
+inline Tensor finished(bool wanted, const Tensor& gradient, const Tensor& input, const Tensor& like) {
+  if (!wanted || !input.defined()) return none(like);
+  return gradient.defined() ? gradient.contiguous() : at::zeros_symint(input.sym_sizes(), input.options());
+}
 
 }  // namespace rescaled::ops

@@ -44,10 +44,18 @@
   "float damping=1e-12, int? chunk=None, Tensor? state=None"
 // Matrix regressions: query [*L, n1, d], key [*L, n2, d], target [*L, n1, n2], mask [*L, n1 | 1, n2 | 1] bool, float32
 // or float64. statistics [*L, n1, 5]: numbers of the rows that the forward saves for every later pass.
-#define MATRIX "Tensor query, Tensor key, Tensor target, Tensor? mask"
+// source says where the target comes from, a constant where it is not dense:
+//   "dense"                 target
+//   "exp", "cosh", "sinh"   a teacher's map of this kind: target_rows its queries [*L, n1, e], target_columns its keys
+//                           [*L, n2, e], target_values the statistics of its map [*L, n1, 5]
+//   "sparse"                crow_indices [*L, n1 + 1], col_indices [*L, nnz], values [*L, nnz]
+//   "zero"                  nothing
+#define MATRIX                                                                                            \
+  "Tensor query, Tensor key, Tensor? target, Tensor? mask, Tensor? target_rows, Tensor? target_columns, " \
+  "Tensor? target_values"
 #define MATRIX_TANGENTS "Tensor? tangent_query, Tensor? tangent_key, Tensor? tangent_target"
 #define MATRIX_GRADIENTS "Tensor grad_query, Tensor grad_key, Tensor grad_target"
-#define MATRIX_SETTINGS "bool is_causal, str kind, str form"
+#define MATRIX_SETTINGS "bool is_causal, str kind, str form, str source"
 #define MATRIX_OPTIONS                                                                                     \
   "*, Tensor? attn_mask=None, bool is_causal=False, float regularization=0.0, str kind=\"exp\", str form=" \
   "\"rescaled\""
@@ -56,11 +64,14 @@
 #define MAP_SOLVE                                                                                                 \
   "int? rank=None, int sample_dims=0, str method=\"auto\", int max_iterations=100, int cg_iterations=200, float " \
   "gtol=0.0, float? ftol=None, float xtol=0.0, float damping=1e-9, str? group=None, int? chunk=None, Tensor? "    \
-  "state=None) "
+  "state=None"
 #define MAP_SOLVE_POINT                                                                                            \
   "Tensor? X0, Tensor? mask, Tensor? state, bool is_causal, float regularization, str kind, str form, int? rank, " \
   "int sample_dims, str method, int max_iterations, int cg_iterations, float gtol, float ftol, float xtol, "       \
-  "float damping, str? group, int chunk) "
+  "float damping, str? group, int chunk"
+#define MATRIX_TARGETS                                                                         \
+  ", Tensor? teacher_query=None, Tensor? teacher_key=None, str teacher_kind=\"exp\", Tensor? " \
+  "crow_indices=None, Tensor? col_indices=None, Tensor? values=None"
 #define TARGET "Tensor b, Tensor? row_weight, Tensor? penalty_weight"
 
 TORCH_LIBRARY(torch_rescaled, m) {
@@ -123,9 +134,9 @@ TORCH_LIBRARY(torch_rescaled, m) {
 
   // -> X [*, d1, d2], Y [*, d3, dv], factors [*, d1, r] and [*, d2, r] (r = 0 without a rank), summary [*, 7],
   // history [*, iterations, 9] and state float64; * without the samples' dimensions
-  m.def("solve_matrix_regression(Tensor A1, Tensor A2, Tensor B, *, Tensor? X0=None, " MATRIX_OPTIONS_OF_SOLVE
-        "str form=\"rescaled\", " MAP_SOLVE
-        "-> (Tensor X, Tensor left, Tensor right, Tensor summary, Tensor history, Tensor state)",
+  m.def("solve_matrix_regression(Tensor A1, Tensor A2, Tensor? B=None, *, Tensor? X0=None, " MATRIX_OPTIONS_OF_SOLVE
+        "str form=\"rescaled\", " MAP_SOLVE MATRIX_TARGETS
+        ") -> (Tensor X, Tensor left, Tensor right, Tensor summary, Tensor history, Tensor state)",
         {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
   m.def(
       "solve_attention_regression(Tensor A1, Tensor A2, Tensor A3, Tensor B, *, Tensor? "
@@ -133,11 +144,13 @@ TORCH_LIBRARY(torch_rescaled, m) {
       "-> (Tensor X, Tensor Y, Tensor left, Tensor right, Tensor summary, Tensor history, Tensor state)",
       {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
 
-  m.def("_solve_matrix_regression(Tensor A1, Tensor A2, Tensor B, " MAP_SOLVE_POINT
-        "-> (Tensor X, Tensor left, Tensor right, Tensor summary, Tensor history, Tensor state)",
-        {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
+  m.def(
+      "_solve_matrix_regression(Tensor A1, Tensor A2, Tensor? B, Tensor? target_rows, Tensor? target_columns, "
+      "Tensor? target_values, " MAP_SOLVE_POINT
+      ", str source) -> (Tensor X, Tensor left, Tensor right, Tensor summary, Tensor history, Tensor state)",
+      {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
   m.def("_solve_attention_regression(Tensor A1, Tensor A2, Tensor A3, Tensor B, " MAP_SOLVE_POINT
-        "-> (Tensor X, Tensor Y, Tensor left, Tensor right, Tensor summary, Tensor history, Tensor state)",
+        ") -> (Tensor X, Tensor Y, Tensor left, Tensor right, Tensor summary, Tensor history, Tensor state)",
         {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
 
   // gradient: in x, saved for the derivatives.
@@ -175,14 +188,17 @@ TORCH_LIBRARY(torch_rescaled, m) {
       " -> (Tensor gradient, Tensor hessian, Tensor noise)",
       tags);
 
-  // A1 [*, n1, d1], X [*, d1, d2], A2 [*, n2, d2], B [*, n1, n2], attn_mask bool -> [*]
-  m.def("matrix_regression_loss(Tensor A1, Tensor X, Tensor A2, Tensor B, " MATRIX_OPTIONS ") -> Tensor", tags);
+  // A1 [*, n1, d1], X [*, d1, d2], A2 [*, n2, d2], attn_mask bool -> [*]; one target: B [*, n1, n2], or teacher_query
+  // [*, n1, e] and teacher_key [*, n2, e], or crow_indices [*, n1 + 1], col_indices [*, nnz], values [*, nnz]
+  m.def("matrix_regression_loss(Tensor A1, Tensor X, Tensor A2, Tensor? B=None, " MATRIX_OPTIONS MATRIX_TARGETS
+        ") -> Tensor",
+        tags);
   // [*], [*, d1, d2], [*]
-  m.def("matrix_regression_evaluate(Tensor A1, Tensor X, Tensor A2, Tensor B, " MATRIX_OPTIONS
+  m.def("matrix_regression_evaluate(Tensor A1, Tensor X, Tensor A2, Tensor? B=None, " MATRIX_OPTIONS MATRIX_TARGETS
         ") -> (Tensor log_loss, Tensor gradient, Tensor log_scale)",
         tags);
-  m.def("matrix_regression_hvp(Tensor A1, Tensor X, Tensor A2, Tensor B, Tensor V, " MATRIX_OPTIONS
-        ", str curvature=\"full\") -> Tensor",
+  m.def("matrix_regression_hvp(Tensor A1, Tensor X, Tensor A2, Tensor? B, Tensor V, " MATRIX_OPTIONS
+        ", str curvature=\"full\"" MATRIX_TARGETS ") -> Tensor",
         tags);
 
   // loss [*L, n1]: of each row
@@ -205,6 +221,22 @@ TORCH_LIBRARY(torch_rescaled, m) {
   m.def("_matrix_regression_product(" MATRIX
         ", Tensor statistics, Tensor moment_p, Tensor moment_q, Tensor direction, " MATRIX_SETTINGS
         ", bool full) -> Tensor",
+        tags);
+  // Along tangents: numbers of the rows [*L, n1, 3], the first of the loss as it is; of the gradient's rows [*L, n1,
+  // d].
+  m.def("_matrix_regression_tangents(" MATRIX_TANGENTS ", " MATRIX ", Tensor statistics, " MATRIX_SETTINGS
+        ") -> Tensor",
+        tags);
+  m.def("_matrix_regression_gradient_tangent(" MATRIX_TANGENTS ", Tensor tangents, " MATRIX
+        ", Tensor statistics, " MATRIX_SETTINGS ") -> Tensor",
+        tags);
+  // Not scaled, with weight [*L, n1] of the rows: the gradient in key [*L, n2, d] and in target [*L, n1, n2], or
+  // (tangents given) its tangent.
+  m.def("_matrix_regression_columns(" MATRIX_TANGENTS ", Tensor? tangents, Tensor weight, " MATRIX
+        ", Tensor statistics, " MATRIX_SETTINGS ") -> Tensor",
+        tags);
+  m.def("_matrix_regression_elements(" MATRIX_TANGENTS ", Tensor? tangents, Tensor weight, " MATRIX
+        ", Tensor statistics, " MATRIX_SETTINGS ") -> Tensor",
         tags);
 
   m.def("_cuda_path(int device) -> str", tags);

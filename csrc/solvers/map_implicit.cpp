@@ -22,7 +22,7 @@ constexpr int64_t kLeastIterations = 50;
 struct Recorded {
   variable_list inputs, unknowns, gradient;
   Recorded(const ImplicitProblem& problem, const std::vector<bool>& need) : unknowns(leaves(problem.unknowns)) {
-    for (size_t i = 0; i < problem.inputs.size(); ++i) {
+    for (size_t i = 0; i < problem.inputs.size(); ++i) {  // what is not there is not needed
       const Tensor& t = problem.inputs[i];
       inputs.push_back(need[i] ? t.detach().requires_grad_() : t);
     }

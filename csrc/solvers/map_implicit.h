@@ -17,15 +17,16 @@ struct ImplicitSettings {
   double regularization = 0;
   std::string kind = "exp", form = "rescaled";
   int64_t rank = 0, sample_dims = 0;  // rank 0: none
+  std::string source = "dense";
   template <class Arguments>
   void collect(Arguments& args) const {
     args.collect(is_causal), args.collect(joint), args.collect(regularization), args.collect(kind), args.collect(form);
-    args.collect(rank), args.collect(sample_dims);
+    args.collect(rank), args.collect(sample_dims), args.collect(source);
   }
   template <class Arguments>
   void pack(Arguments& args) const {
     args.pack(is_causal), args.pack(joint), args.pack(regularization), args.pack(kind), args.pack(form);
-    args.pack(rank), args.pack(sample_dims);
+    args.pack(rank), args.pack(sample_dims), args.pack(source);
   }
   template <class Arguments>
   void unpack(Arguments& args) {
@@ -33,6 +34,7 @@ struct ImplicitSettings {
     regularization = args.template unpack<double>();
     kind = args.template unpack<std::string>(), form = args.template unpack<std::string>();
     rank = args.template unpack<int64_t>(), sample_dims = args.template unpack<int64_t>();
+    source = args.template unpack<std::string>();
   }
 };
 

@@ -77,20 +77,28 @@ void for_blocks(const MatrixData& data, bool is_causal, Visit visit) {
 
 Tensor exponential_start(const MatrixObjective& objective, const MatrixData& data, const MatrixSettings& settings) {
   const Tensor zero = at::zeros({objective.size()}, at::kDouble);
-  if (!data.point.target.defined() || data.point.key.size(-2) == 0) return zero;
-  Tensor sum = at::zeros({data.A1.size(-1), data.point.key.size(-1)}, at::kDouble);
-  for_blocks(data, settings.is_causal, [&](const Tensor& b, const Tensor& taken, int64_t first, int64_t last) {
-    const Tensor hidden = taken.logical_not();
-    const Tensor least = kLeastShare * b.masked_fill(hidden, 0).amax(-1, /*keepdim=*/true).clamp_min(1e-30);
-    const Tensor logits = b.maximum(least).log().masked_fill(hidden, 0);
-    const Tensor mean = logits.sum(-1, /*keepdim=*/true) / taken.sum(-1, /*keepdim=*/true).clamp_min(1);
-    const Tensor rows = (logits - mean).masked_fill(hidden, 0);
-    sum += wide(at::matmul(data.A1.slice(-2, first, last).mT(), at::matmul(rows, data.point.key)).sum(0));
-  });
-  sum = wide(data.group.sum(sum.to(data.A1.device())));
+  if (data.point.key.size(-2) == 0) return zero;
   // Rows without their mean do not see the mean of the keys.
-  const Tensor keys = data.point.key.to(at::kDouble), centered = (keys - keys.mean(-2, /*keepdim=*/true));
-  const Grams grams(data.A1, centered.to(data.A1.options()), data.group);
+  const Tensor keys = data.point.key - data.point.key.mean(-2, /*keepdim=*/true);
+  Tensor sum = at::zeros({data.A1.size(-1), data.point.key.size(-1)}, at::kDouble);
+  if (data.point.target.defined()) {
+    for_blocks(data, settings.is_causal, [&](const Tensor& b, const Tensor& taken, int64_t first, int64_t last) {
+      const Tensor hidden = taken.logical_not();
+      const Tensor least = kLeastShare * b.masked_fill(hidden, 0).amax(-1, /*keepdim=*/true).clamp_min(1e-30);
+      const Tensor logits = b.maximum(least).log().masked_fill(hidden, 0);
+      const Tensor mean = logits.sum(-1, /*keepdim=*/true) / taken.sum(-1, /*keepdim=*/true).clamp_min(1);
+      const Tensor rows = (logits - mean).masked_fill(hidden, 0);
+      sum += wide(at::matmul(data.A1.slice(-2, first, last).mT(), at::matmul(rows, data.point.key)).sum(0));
+    });
+  } else if (settings.source == "exp") {  // the teacher's scores are its logarithms
+    const Tensor rows = at::matmul(data.A1.mT(), data.point.target_rows),
+                 columns = at::matmul(data.point.target_columns.mT(), keys);
+    sum = wide(at::matmul(rows, columns).sum(0));
+  } else {
+    return zero;
+  }
+  sum = wide(data.group.sum(sum.to(data.A1.device())));
+  const Grams grams(data.A1, keys, data.group);
   const Tensor X = at::matmul(pseudo_inverse(grams.left), at::matmul(sum, pseudo_inverse(grams.right)));
   std::vector<Tensor> candidates = {zero};
   for (const double factor : {1., .5, .25}) candidates.push_back(factor * X.flatten());
@@ -137,7 +145,6 @@ Tensor odd_start(const MatrixObjective& objective, const MatrixData& data, const
   std::vector<Tensor> candidates;
   const Grams grams(data.A1, data.point.key, data.group);
   const Tensor by_row = pseudo_inverse(grams.left), by_key = pseudo_inverse(grams.right);
-  const double keys = static_cast<double>(std::max<int64_t>(data.point.key.size(0), 1));
   const Tensor A1 = data.A1.flatten(0, -2);
   const auto summed = [&](const Tensor& a, const Tensor& b) { return wide(data.group.sum(at::matmul(a.mT(), b))); };
   for (int power = -2; power <= 12; power += 2) {
@@ -148,7 +155,7 @@ Tensor odd_start(const MatrixObjective& objective, const MatrixData& data, const
       parts.push_back(at::matmul(at::where(taken, (scale * b / typical).asinh(), 0.), data.point.key));
     });
     // Rows a_i^T X as each row's own fit has them.
-    const Tensor fits = at::matmul(at::cat(parts, 1).flatten(0, -2), by_key.to(A1.options())) / keys;
+    const Tensor fits = at::matmul(at::cat(parts, 1).flatten(0, -2), by_key.to(A1.options()));
     Tensor X;
     if (settings.form == "plain") {
       X = at::matmul(by_row, summed(A1, fits));

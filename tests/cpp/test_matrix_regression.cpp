@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <type_traits>
 #include <vector>
 
 #include "../../csrc/kernels/cpu/isa.h"
@@ -59,13 +60,16 @@ struct Buffer {
   void fill(double scale, double shift) {
     for (T& x : memory) x = static_cast<T>(scale * random_value() + shift);
   }
+  void set(int64_t b, int64_t i, int64_t j, double x) { memory[b * batch + i * row + j * column] = static_cast<T>(x); }
   double at(int64_t b, int64_t i, int64_t j) const { return memory[b * batch + i * row + j * column]; }
   template <class Pointer>
   Matrices<Pointer> view() {
     Matrices<Pointer> m;
-    m.data = memory.data(), m.dtype = sizeof(T) == 4   ? DType::float32
-                                      : sizeof(T) == 8 ? DType::float64
-                                                       : DType::boolean;
+    m.data = memory.data();
+    m.dtype = std::is_same_v<T, int64_t> ? DType::int64
+              : sizeof(T) == 4           ? DType::float32
+              : sizeof(T) == 8           ? DType::float64
+                                         : DType::boolean;
     m.row = row, m.column = column, m.batch[0] = batch;
     return m;
   }
@@ -78,15 +82,185 @@ struct Case {
   Form form;
   bool full, causal, masked, strided;
   int64_t n1, n2, d;
+  Target source;
+};
+
+constexpr int64_t kBatches = 2, kTeacherSize = 3;
+
+// What stands for a target that is not dense; the matrix it stands for goes into `target`.
+template <class T>
+struct Source {
+  Buffer<T> rows, columns, numbers;
+  std::vector<int64_t> begins, column;
+  Buffer<T> values;
+  explicit Source(const Case& c)
+      : rows(kBatches, c.n1, kTeacherSize, c.strided),
+        columns(kBatches, c.n2, kTeacherSize, c.strided),
+        numbers(kBatches, c.n1, Number::count),
+        begins{0},
+        values(1, 0, 1) {}
+
+  void teach(MatrixRegressionParameters& p, Kind kind, Buffer<T>& target) {
+    rows.fill(1, 0.3), columns.fill(1, 0.3);
+    MatrixRegressionParameters own = p;
+    own.source = Target::zero, own.form = Form::rescaled, own.statistics = numbers;
+    own.scores.kind = kind, own.scores.query = rows, own.scores.key = columns, own.scores.head_size = kTeacherSize;
+    run(matrix_regression_cpu_kernels().statistics(own), own);
+    p.source = Target::teacher, p.teacher_kind = kind, p.teacher_size = kTeacherSize;
+    p.target_rows = rows, p.target_columns = columns, p.target_values = numbers, p.target = Input();
+    for (int64_t b = 0; b < kBatches; ++b)
+      for (int64_t i = 0; i < target.rows; ++i)
+        for (int64_t j = 0; j < target.columns; ++j) {
+          double z = 0;
+          for (int64_t d = 0; d < kTeacherSize; ++d) z += rows.at(b, i, d) * columns.at(b, j, d);
+          const double u = kind == Kind::exp ? std::exp(z) : kind == Kind::cosh ? std::cosh(z) : std::sinh(z);
+          target.set(b, i, j, u * std::exp2(-numbers.at(b, i, Number::reference)) / numbers.at(b, i, Number::sum));
+        }
+  }
+
+  // The same places in every matrix of the batch.
+  void scatter(MatrixRegressionParameters& p, Buffer<T>& target) {
+    for (int64_t i = 0; i < target.rows; ++i) {
+      for (int64_t j = 0; j < target.columns; ++j)
+        if (random_value() < -0.4) column.push_back(j);
+      begins.push_back(static_cast<int64_t>(column.size()));
+    }
+    p.stored = static_cast<int64_t>(column.size());
+    values = Buffer<T>(kBatches, p.stored, 1);
+    values.fill(1, 0);
+    for (int64_t b = 0; b < kBatches; ++b)
+      for (int64_t i = 0; i < target.rows; ++i) {
+        for (int64_t j = 0; j < target.columns; ++j) target.set(b, i, j, 0);
+        for (int64_t x = begins[i]; x < begins[i + 1]; ++x) target.set(b, i, column[x], values.at(b, x, 0));
+      }
+    const auto indices = [](const std::vector<int64_t>& from) {
+      Input m;
+      m.data = from.data(), m.dtype = DType::int64, m.row = 1;
+      return m;
+    };
+    p.source = Target::sparse, p.target = Input();
+    p.target_rows = indices(begins), p.target_columns = indices(column), p.target_values = values;
+    p.target_values.column = 0;
+  }
+};
+
+// One row in float64, scaled as the statistics are.
+struct Row {
+  const Doubles &u, &du, &b, &c;
+  double beta, square, unit, reference;
+};
+
+// Tangents of query, key and (dense) target, what the kernels make of them, and the formulas (15) to (17) of
+// docs/math.md.
+template <class T>
+struct Along {
+  using Numbers = MatrixRegressionTangents;
+  Buffer<T> query, key, target, weight, numbers, rows, columns[2], elements[2];
+  Doubles expected[2];  // G^T Q and its tangent, [n2][d]
+  double terms = 0;
+  explicit Along(const Case& c)
+      : query(kBatches, c.n1, c.d),
+        key(kBatches, c.n2, c.d),
+        target(kBatches, c.n1, c.n2, c.strided),
+        weight(kBatches, c.n1, 1),
+        numbers(kBatches, c.n1, Numbers::count),
+        rows(kBatches, c.n1, c.d),
+        columns{{kBatches, c.n2, c.d}, {kBatches, c.n2, c.d}},
+        elements{{kBatches, c.n1, c.n2}, {kBatches, c.n1, c.n2}},
+        expected{Doubles(c.n2 * c.d), Doubles(c.n2 * c.d)} {
+    const double scale = 1 / std::sqrt(c.d + 1.0);
+    query.fill(scale, 0), key.fill(scale, 0), target.fill(1.0 / c.n2, 0), weight.fill(1, 0.2);
+  }
+  void run_all(MatrixRegressionParameters& p) {
+    const MatrixRegressionKernels& kernels = matrix_regression_cpu_kernels();
+    const bool dense = p.source == Target::dense;
+    p.weight = weight, p.weight.column = 0;
+    const auto both = [&](int second) {
+      p.rows = Output(), p.columns = columns[second];
+      run(kernels.columns(p), p);
+      p.columns = Output(), p.elements = elements[second];
+      run(kernels.elements(p), p);
+      p.elements = Output();
+    };
+    both(0);
+    p.scores.tangent_query = query, p.scores.tangent_key = p.scores.tangent_value = key;
+    if (dense) p.tangent_target = target;
+    if (!dense) std::fill(target.memory.begin(), target.memory.end(), T(0));
+    p.tangents = numbers;
+    run(kernels.tangents(p), p);
+    p.saved_tangents = numbers, p.rows = rows;
+    run(kernels.gradient_tangent(p), p);
+    both(1);
+  }
+  void start() {
+    for (Doubles& sums : expected) std::fill(sums.begin(), sums.end(), 0);
+    terms = 1;
+  }
+  template <class TakesPart>
+  void check_row(const Case& c, int64_t b, int64_t i, const Buffer<T>& q, const Buffer<T>& k, const Row& r, double size,
+                 double tolerance, TakesPart takes_part) {
+    const bool rescaled = c.form == Form::rescaled, normalized = c.form == Form::normalized;
+    const auto part = [&](int64_t j) { return rescaled ? r.b[j] : r.u[j]; };
+    Doubles t(c.n2), moved(c.n2);
+    double sum = 0, beta = 0, loss = 0, largest = 1;
+    for (int64_t j = 0; j < c.n2; ++j) {
+      if (!takes_part(j)) continue;
+      for (int64_t d = 0; d < c.d; ++d) t[j] += query.at(b, i, d) * k.at(b, j, d) + q.at(b, i, d) * key.at(b, j, d);
+      moved[j] = target.at(b, i, j), largest = std::max(largest, std::fabs(t[j]));
+      const double turned = r.du[j] * t[j], step = r.unit * moved[j];
+      loss += turned * (r.c[j] - r.beta) - r.c[j] * step;
+      if (c.form != Form::plain) sum += turned;
+      if (rescaled) beta += moved[j] * (r.c[j] - r.unit * r.b[j]) + r.b[j] * turned;
+      if (normalized) beta += turned * (r.c[j] + r.u[j]) - r.u[j] * moved[j];
+    }
+    beta -= sum * (r.square + (normalized ? r.beta : 0));
+    const double half = normalized ? 1 : std::exp2(r.reference), w = weight.at(b, i, 0), whole = half * half * w;
+    const double bound = size * largest * (1 + std::fabs(sum) + std::fabs(beta));
+    const auto close = [&](const char* what, Doubles found, Doubles wanted, double of) {
+      found.push_back(of), wanted.push_back(of);
+      expect_close(what, found, wanted, tolerance);
+    };
+    close("tangent of the loss", {numbers.at(b, i, Numbers::loss)}, {half * loss * half}, bound * half * half);
+    close("tangents", {numbers.at(b, i, Numbers::sum), numbers.at(b, i, Numbers::beta)}, {sum, beta}, bound);
+    Doubles row(c.d), found_row(c.d), of_target[2], found_target[2];
+    for (int64_t j = 0; j < c.n2; ++j) {
+      const double left = r.c[j] - r.beta, g = r.du[j] * left,
+                   turn = r.du[j] * t[j] - sum * part(j) - r.unit * moved[j],
+                   second = (r.u[j] * t[j] - (normalized ? sum * r.du[j] : 0)) * left + r.du[j] * (turn - beta);
+      for (int64_t d = 0; d < c.d; ++d) {
+        row[d] += second * k.at(b, j, d) + g * key.at(b, j, d);
+        expected[0][j * c.d + d] += whole * g * q.at(b, i, d);
+        expected[1][j * c.d + d] += whole * (second * q.at(b, i, d) + g * query.at(b, i, d));
+      }
+      of_target[0].push_back(takes_part(j) ? -whole * r.unit * r.c[j] : 0);
+      of_target[1].push_back(takes_part(j) ? -whole * (r.unit * turn + (rescaled ? sum * r.c[j] : 0)) : 0);
+      for (const int s : {0, 1}) found_target[s].push_back(c.causal && j > i ? 0 : elements[s].at(b, i, j));
+    }
+    for (int64_t d = 0; d < c.d; ++d) found_row[d] = rows.at(b, i, d);
+    close("tangent of the gradient", found_row, row, bound);
+    for (const int s : {0, 1}) close("elements", found_target[s], of_target[s], bound * std::fabs(whole));
+    terms += bound * std::fabs(whole);
+  }
+  void check_columns(const Case& c, int64_t b, double tolerance) {
+    for (const int s : {0, 1}) {
+      Doubles found;
+      for (int64_t j = 0; j < c.n2; ++j)
+        for (int64_t d = 0; d < c.d; ++d) found.push_back(columns[s].at(b, j, d));
+      Doubles wanted = expected[s];
+      found.push_back(terms), wanted.push_back(terms);
+      expect_close("columns", found, wanted, tolerance);
+    }
+  }
 };
 
 template <class T>
 void check(const Case& c) {
-  constexpr int64_t batches = 2;
+  constexpr int64_t batches = kBatches;
   Buffer<T> query(batches, c.n1, c.d, c.strided), key(batches, c.n2, c.d, c.strided),
       target(batches, c.n1, c.n2, c.strided), direction(batches, c.n1, c.d, c.strided),
       statistics(batches, c.n1, Number::count), gradient(batches, c.n1, c.d), moment_p(batches, c.n1, c.d),
       moment_q(batches, c.n1, c.d), product(batches, c.n1, c.d);
+  Source<T> source(c);
   Buffer<char> mask(batches, c.n1, c.n2);
   const double scale = 1 / std::sqrt(static_cast<double>(c.d));
   query.fill(1, 0.5), key.fill(scale, 0.5 * scale), target.fill(1.0 / c.n2, 0.5 / c.n2), direction.fill(1, 0);
@@ -98,6 +272,9 @@ void check(const Case& c) {
   s.rank = 1, s.sizes[0] = s.kv_batches = batches;
   s.query = query, s.key = key, p.target = target, p.form = c.form, p.full = c.full;
   if (c.masked) s.mask = mask.view<const void*>(), s.mask.dtype = DType::boolean;
+  // A teacher's sinh would have poles.
+  if (c.source == Target::teacher) source.teach(p, c.kind == Kind::exp ? Kind::cosh : Kind::exp, target);
+  if (c.source == Target::sparse) source.scatter(p, target);
   p.statistics = statistics;
   const MatrixRegressionKernels& kernels = matrix_regression_cpu_kernels();
   run(kernels.statistics(p), p);
@@ -108,8 +285,11 @@ void check(const Case& c) {
   run(kernels.moments(p), p);
   p.rows = product, p.others = Output(), p.direction = direction, p.moment_p = moment_p, p.moment_q = moment_q;
   run(kernels.product(p), p);
+  Along<T> along(c);
+  along.run_all(p);
 
-  for (int64_t b = 0; b < batches; ++b)
+  for (int64_t b = 0; b < batches; ++b) {
+    along.start();
     for (int64_t i = 0; i < c.n1; ++i) {
       const auto takes_part = [&](int64_t j) {
         return !(c.masked && !mask.memory[b * mask.batch + i * mask.row + j]) && !(c.causal && j > i);
@@ -169,9 +349,13 @@ void check(const Case& c) {
       close("statistics", row(statistics), {reference, sum, beta, square, loss}, size * size);
       close("gradient", row(gradient), g, size * size);
       close("moment p", row(moment_p), mp, size);
-      close("moment q", row(moment_q), mq, size);
+      close("moment q", row(moment_q), mq, c.form == Form::normalized ? size * size : size);
       close("product", row(product), h, size * size * (1 + std::fabs(p_t) + std::fabs(q_t)));
+      along.check_row(c, b, i, query, key, {u, du, wanted, residual, beta, square, unit, reference}, size * size,
+                      40 * eps, takes_part);
     }
+    along.check_columns(c, b, sizeof(T) == 4 ? 40 * 6e-8 : 40 * 1.2e-16);
+  }
   ++cases;
 }
 
@@ -180,11 +364,13 @@ void check(const Case& c) {
 int main() {
   const int64_t sizes[][3] = {{0, 3, 2},   {3, 0, 2},   {5, 4, 0},     {1, 1, 1},     {3, 5, 2},
                               {25, 63, 4}, {49, 64, 7}, {70, 130, 33}, {9, 200, 130}, {120, 3, 8}};
+  const Target sources[] = {Target::dense, Target::teacher, Target::sparse, Target::dense};
   int number = 0;
   for (const Kind kind : {Kind::exp, Kind::cosh, Kind::sinh})
     for (const Form form : {Form::rescaled, Form::normalized, Form::plain})
       for (const auto& n : sizes) {
-        const Case c{kind, form, number % 2 == 0, number % 3 == 1, number % 3 == 2, number % 5 == 4, n[0], n[1], n[2]};
+        const Case c{kind, form, number % 2 == 0,    number % 3 == 1, number % 3 == 2, number % 5 == 4, n[0],
+                     n[1], n[2], sources[number % 4]};
         const bool pole = kind == Kind::sinh && form == Form::normalized;  // near it nothing is exact
         if (!pole) check<float>(c);
         if (!pole || c.d > 0) check<double>(c);

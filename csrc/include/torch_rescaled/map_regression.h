@@ -42,8 +42,10 @@ struct MapOptions {
   std::optional<double> ftol = std::nullopt;  ///< 1e-12, in float32 1e-8
   double xtol = 0;
   double damping = 1e-9;
-  std::optional<std::string> group = std::nullopt;  ///< a process group that shares out the rows of A1 and B
-  std::optional<at::Tensor> state = std::nullopt;   ///< of an earlier call with the same problem
+  std::optional<at::Tensor> teacher_query = std::nullopt, teacher_key = std::nullopt;  ///< in the place of B
+  std::string teacher_kind = "exp";
+  std::optional<std::string_view> group = std::nullopt;  ///< a process group that shares out the rows of A1 and B
+  std::optional<at::Tensor> state = std::nullopt;        ///< of an earlier call with the same problem
 };
 
 struct MapSolution {
@@ -58,34 +60,27 @@ struct MapSolution {
   SolveStatus status() const { return static_cast<SolveStatus>(static_cast<int64_t>(number(MapSolveNumber::status))); }
 };
 
-namespace detail {
-
-template <class Out, class... Matrices>
-Out solve_map(const char* name, const MapOptions& o, const Matrices&... matrices) {
-  using Maybe = std::optional<at::Tensor>;
-  using Signature =
-      Out(const Matrices&..., const Maybe&, const Maybe&, bool, double, std::string_view, std::string_view,
-          std::optional<int64_t>, int64_t, std::string_view, int64_t, int64_t, double, std::optional<double>, double,
-          double, std::optional<std::string_view>, std::optional<int64_t>, const Maybe&);
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<Signature>();
-  const std::optional<std::string_view> group = o.group ? std::optional<std::string_view>(*o.group) : std::nullopt;
-  return op.call(matrices..., o.X0, o.attn_mask, o.is_causal, o.regularization, o.kind, o.form, o.rank, o.sample_dims,
-                 o.method, o.max_iterations, o.cg_iterations, o.gtol, o.ftol, o.xtol, o.damping, group, std::nullopt,
-                 o.state);
-}
-
-}  // namespace detail
-
 /// The X that minimizes 1/2 |D^-1 u(A1 X A2^T) - B|^2 (normalized), or |u - D B|^2 (rescaled), |u - B|^2 (plain).
 ///
 ///     const auto solution = torch_rescaled::solve_matrix_regression(A1, A2, B, {.rank = 4});
 ///
-/// A1 [*, n1, d1], A2 [*, n2, d2], B [*, n1, n2]; leading dimensions are problems, or samples of one.
-inline MapSolution solve_matrix_regression(const at::Tensor& A1, const at::Tensor& A2, const at::Tensor& B,
-                                           const MapOptions& options = {}) {
+/// A1 [*, n1, d1], A2 [*, n2, d2], B [*, n1, n2], or nothing and a teacher in the options; leading dimensions are
+/// problems, or samples of one.
+inline MapSolution solve_matrix_regression(const at::Tensor& A1, const at::Tensor& A2,
+                                           const std::optional<at::Tensor>& B, const MapOptions& o = {}) {
+  using Maybe = std::optional<at::Tensor>;
   using Out = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+  using Signature =
+      Out(const at::Tensor&, const at::Tensor&, const Maybe&, const Maybe&, const Maybe&, bool, double,
+          std::string_view, std::string_view, std::optional<int64_t>, int64_t, std::string_view, int64_t, int64_t,
+          double, std::optional<double>, double, double, std::optional<std::string_view>, std::optional<int64_t>,
+          const Maybe&, const Maybe&, const Maybe&, std::string_view, const Maybe&, const Maybe&, const Maybe&);
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("torch_rescaled::solve_matrix_regression", "").typed<Signature>();
   auto [X, left, right, summary, history, state] =
-      detail::solve_map<Out>("torch_rescaled::solve_matrix_regression", options, A1, A2, B);
+      op.call(A1, A2, B, o.X0, o.attn_mask, o.is_causal, o.regularization, o.kind, o.form, o.rank, o.sample_dims,
+              o.method, o.max_iterations, o.cg_iterations, o.gtol, o.ftol, o.xtol, o.damping, o.group, std::nullopt,
+              o.state, o.teacher_query, o.teacher_key, o.teacher_kind, std::nullopt, std::nullopt, std::nullopt);
   return {X, {}, left, right, summary, history, state};
 }
 
@@ -95,10 +90,19 @@ inline MapSolution solve_matrix_regression(const at::Tensor& A1, const at::Tenso
 ///
 /// A3 [*, n2, d3], B [*, n1, dv].
 inline MapSolution solve_attention_regression(const at::Tensor& A1, const at::Tensor& A2, const at::Tensor& A3,
-                                              const at::Tensor& B, const MapOptions& options = {}) {
+                                              const at::Tensor& B, const MapOptions& o = {}) {
+  using Maybe = std::optional<at::Tensor>;
   using Out = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-  auto [X, Y, left, right, summary, history, state] =
-      detail::solve_map<Out>("torch_rescaled::solve_attention_regression", options, A1, A2, A3, B);
+  using Signature = Out(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const Maybe&,
+                        const Maybe&, bool, double, std::string_view, std::string_view, std::optional<int64_t>, int64_t,
+                        std::string_view, int64_t, int64_t, double, std::optional<double>, double, double,
+                        std::optional<std::string_view>, std::optional<int64_t>, const Maybe&);
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("torch_rescaled::solve_attention_regression", "")
+                             .typed<Signature>();
+  auto [X, Y, left, right, summary, history, state] = op.call(
+      A1, A2, A3, B, o.X0, o.attn_mask, o.is_causal, o.regularization, o.kind, o.form, o.rank, o.sample_dims, o.method,
+      o.max_iterations, o.cg_iterations, o.gtol, o.ftol, o.xtol, o.damping, o.group, std::nullopt, o.state);
   return {X, Y, left, right, summary, history, state};
 }
 

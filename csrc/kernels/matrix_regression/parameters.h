@@ -18,20 +18,45 @@ struct MatrixRegressionStatistics {
     count
   };
 };
+// The same of a row's tangent.
+struct MatrixRegressionTangents {
+  enum : int64_t {
+    loss,  // of the loss as it is, not scaled
+    sum,   // of the sum of u (rescaled), of its logarithm (normalized), 0 (plain)
+    beta,
+    count
+  };
+};
+
+// Where the elements of the target come from. A teacher's are u(Q_t K_t^T) divided by their rows' sums.
+enum class Target : int32_t { dense, teacher, sparse, zero };
 
 // One struct for all kernels; each reads what it needs.
 struct MatrixRegressionParameters {
-  AttentionParameters scores;  // query, key as key and as value, mask, causality, kind and the batch
+  AttentionParameters scores;  // query, key as key and as value, their tangents, mask, causality, kind and the batch
   Form form = Form::rescaled;
   bool full = false;  // curvature: the Hessian, or Gauss-Newton
 
-  Input target;              // [., n1, n2]
+  Target source = Target::dense;
+  Kind teacher_kind = Kind::exp;
+  int64_t teacher_size = 0, stored = 0;  // e, nnz
+  Input target;                          // dense: [., n1, n2]
+  Input target_rows;                     // teacher: queries [., n1, e];  sparse: where rows begin [., n1 + 1] int64
+  Input target_columns;  // teacher: keys [., n2, e];  sparse: columns [., nnz] int64, ascending in a row
+  Input target_values;   // teacher: statistics of its rows [., n1, count];  sparse: values [., nnz]
+
   Input direction;           // [., n1, d]
   Input moment_p, moment_q;  // [., n1, d]: p K, q K
   Input saved_statistics;    // [., n1, count]
+  Input tangent_target;      // [., n1, n2]
+  Input saved_tangents;      // [., n1, MatrixRegressionTangents::count]; absent: the gradient itself
+  Input weight;              // [., n1]: cotangents of the rows' losses
 
   Output statistics;    // [., n1, count]
-  Output rows, others;  // [., n1, d]: gradient or Hessian product; or the two moments
+  Output tangents;      // [., n1, MatrixRegressionTangents::count]
+  Output rows, others;  // [., n1, d]: gradient, its tangent or Hessian product; or the two moments
+  Output columns;       // [., n2, d]
+  Output elements;      // [., n1, n2]: what no task writes must be 0
 
   void* workspace = nullptr;  // of no bytes
 };
@@ -42,6 +67,10 @@ struct MatrixRegressionKernels {
   MatrixRegressionProgram (*gradient)(const MatrixRegressionParameters&);
   MatrixRegressionProgram (*moments)(const MatrixRegressionParameters&);
   MatrixRegressionProgram (*product)(const MatrixRegressionParameters&);
+  MatrixRegressionProgram (*tangents)(const MatrixRegressionParameters&);
+  MatrixRegressionProgram (*gradient_tangent)(const MatrixRegressionParameters&);
+  MatrixRegressionProgram (*columns)(const MatrixRegressionParameters&);
+  MatrixRegressionProgram (*elements)(const MatrixRegressionParameters&);
 };
 const MatrixRegressionKernels& matrix_regression_cpu_kernels();  // of this processor's instruction set (cpu/isa.h)
 

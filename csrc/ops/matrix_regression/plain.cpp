@@ -2,7 +2,6 @@
 #include "plain.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/exp2.h>
 #include <ATen/ops/matmul.h>
@@ -41,7 +40,10 @@ struct PlainPoint {
           at::ones_symint({x.query.sym_size(-2), x.key.sym_size(-2)}, x.query.options().dtype(at::kBool)).tril();
       mask = mask.defined() ? mask.logical_and(causal) : causal;
     }
-    rows = {at::matmul(x.query, transposed(x.key)), hide(x.target, mask), {}, {}, mask};
+    std::vector<c10::SymInt> full = leading_sizes(x);
+    full.push_back(x.query.sym_size(-2)), full.push_back(x.key.sym_size(-2));
+    const Tensor logits = at::matmul(x.query, transposed(x.key)).expand_symint(full);
+    rows = {logits, hide(dense_target(x, logits, mask, given), mask).expand_symint(full), {}, {}, mask};
     values = row_values(rows, settings);
   }
   static Tensor hide(const Tensor& t, const Tensor& mask) {
@@ -121,38 +123,57 @@ Tensor plain_matrix_product(const MatrixPoint& x, const Tensor& v, const MatrixS
   return at::matmul(at.diagonal(full) * t - p * (q_t - at.square() * p_t) - q * p_t, x.key);
 }
 
-MatrixCurvature plain_matrix_curvature(const MatrixPoint& x, const Tensor& rows, const MatrixSettings& settings,
+MatrixCurvature plain_matrix_curvature(const MatrixPoint& x, const Tensor& rows, const MatrixSettings& given,
                                        bool full) {
-  const auto some = [&](const Tensor& t) {
-    return t.defined() && t.sym_size(-2) == x.query.sym_size(-2) ? t.index_select(-2, rows) : t;
-  };
-  MatrixSettings free = settings;
-  free.is_causal = false;
-  Tensor mask = some(x.mask);
-  if (settings.is_causal) {
-    const Tensor columns = at::arange(x.key.sym_size(-2), rows.options());
-    const Tensor causal = columns.unsqueeze(0) <= rows.unsqueeze(-1);
-    mask = mask.defined() ? mask.logical_and(causal) : causal;
-  }
-  const PlainPoint at({some(x.query), x.key, some(x.target), mask}, free);
+  MatrixSettings settings = given;
+  const MatrixPoint some = rows_of(x, rows, settings);
+  const PlainPoint at(some, settings);
   return {at.diagonal(full), at.values.du, at.q(full), at.square(), at.values.shift};
 }
 
-Tensor plain_matrix_forward(const MatrixPoint& x, const MatrixSettings& settings) {
+Tensor plain_matrix_tangents(const MatrixPoint& tangents, const MatrixPoint& x, const MatrixSettings& settings) {
   const PlainPoint at(x, settings);
-  return at.restored(scaled_loss(at.values)).squeeze(-1);
+  const RowValues& v = at.values;
+  const Rows t = at.tangents(tangents);
+  const Tensor zero = at::zeros_like(v.sum);
+  const auto or_zero = [&](const Tensor& number) { return number.defined() ? number : zero; };
+  Tensor sum = zero, beta = zero;
+  if (settings.form != "plain") {
+    const bool rescaled = settings.form == "rescaled";
+    const Tensor moved = product(v.du, t.logits);
+    sum = or_zero(row_dot(v.du, t.logits));
+    beta = or_zero(plus(row_dot(moved, rescaled ? at.rows.b : v.c + v.u),
+                        row_dot(t.b, rescaled ? v.c - v.unit * at.rows.b : -v.u))) -
+           sum * (rescaled ? at.square() : v.beta + at.square());
+  }
+  const Tensor loss = along(at.gradient(), t);
+  return at::stack({loss.defined() ? loss.unsqueeze(-1) : zero, sum, beta}, -1).squeeze(-2);
+}
+Tensor plain_matrix_gradient_tangent(const MatrixPoint& tangents, const MatrixPoint& x,
+                                     const MatrixSettings& settings) {
+  const PlainPoint at(x, settings);
+  const Rows h = row_gradient_tangent(at.rows, at.values, at.tangents(tangents), at.settings);
+  const Tensor turned = at::matmul(h.logits.defined() ? h.logits : at::zeros_like(at.values.du), x.key);
+  return tangents.key.defined() ? turned + at::matmul(at.scaled_gradient().logits, tangents.key) : turned;
 }
 
-MatrixPoint plain_matrix_backward(const Tensor& grad_loss, const MatrixPoint& x, const MatrixSettings& settings,
-                                  std::array<bool, 3> need) {
+Tensor plain_matrix_columns(const Tensor& weight, const MatrixPoint& tangents, bool tangent, const MatrixPoint& x,
+                            const MatrixSettings& settings) {
   const PlainPoint at(x, settings);
-  const Rows g = at.gradient();
-  const Tensor grad = grad_loss.unsqueeze(-1), logits = grad * g.logits;
-  MatrixPoint out;
-  if (need[0]) out.query = reduced(at::matmul(logits, x.key), x.query);
-  if (need[1]) out.key = reduced(at::matmul(transposed(logits), x.query), x.key);
-  if (need[2]) out.target = reduced(grad * g.b, x.target);
-  return out;
+  const Tensor still = weight.unsqueeze(-1) * at.gradient().logits;
+  if (!tangent) return at::matmul(transposed(still), x.query);
+  const Rows h = row_gradient_tangent(at.rows, at.values, at.tangents(tangents), at.settings);
+  const Tensor turned = h.logits.defined() ? weight.unsqueeze(-1) * at.restored(h.logits) : at::zeros_like(still);
+  const Tensor sum = at::matmul(transposed(turned), x.query);
+  return tangents.query.defined() ? sum + at::matmul(transposed(still), tangents.query) : sum;
+}
+Tensor plain_matrix_elements(const Tensor& weight, const MatrixPoint& tangents, bool tangent, const MatrixPoint& x,
+                             const MatrixSettings& settings) {
+  const PlainPoint at(x, settings);
+  const Tensor still = at.gradient().b;
+  if (!tangent) return weight.unsqueeze(-1) * still;
+  const Rows h = row_gradient_tangent(at.rows, at.values, at.tangents(tangents), at.settings);
+  return h.b.defined() ? weight.unsqueeze(-1) * at.restored(h.b) : at::zeros_like(still);
 }
 
 Tensor plain_matrix_jvp(const MatrixPoint& tangents, const MatrixPoint& x, const MatrixSettings& settings) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Plain-tensor formulas of the matrix regression: any device, differentiable to any order, with arrays of the target's
-// size. They serve devices without kernels, derivatives in key and target, and third order.
+// size. They serve devices without kernels, forward over forward and third order.
 #pragma once
 #include "problem.h"
 
@@ -26,16 +26,24 @@ struct MatrixNumbers {
   Tensor reference, sum, beta, square, loss;
 };
 MatrixNumbers matrix_numbers(const Tensor& statistics);
+Tensor plain_matrix_tangents(const MatrixPoint& along, const MatrixPoint&, const MatrixSettings&);  // [*L, n1, 3]
+Tensor plain_matrix_gradient_tangent(const MatrixPoint& along, const MatrixPoint&, const MatrixSettings&);
+Tensor plain_matrix_columns(const Tensor& weight, const MatrixPoint& along, bool tangent, const MatrixPoint&,
+                            const MatrixSettings&);  // [*L, n2, d]
+Tensor plain_matrix_elements(const Tensor& weight, const MatrixPoint& along, bool tangent, const MatrixPoint&,
+                             const MatrixSettings&);  // [*L, n1, n2]
 
 // The losses of rows of these statistics, [*L, n1], and e^shift where those are scaled by e^-2 shift: [*L, n1, 1].
 Tensor row_losses(const Tensor& statistics, const MatrixSettings&);
 Tensor half_scale(const Tensor& statistics, const MatrixSettings&);
 
-Tensor plain_matrix_forward(const MatrixPoint&, const MatrixSettings&);
-// Gradients not needed are undefined: query, key, target.
-MatrixPoint plain_matrix_backward(const Tensor& grad_loss, const MatrixPoint&, const MatrixSettings&,
-                                  std::array<bool, 3> need);
+// The target of a point as a matrix; mask: of the elements that take part.
+Tensor dense_target(const MatrixPoint&, const Tensor& logits, const Tensor& mask, const MatrixSettings&);
+// A point of these rows alone, an index [r]; settings that fit it: not causal, no sparse target.
+MatrixPoint rows_of(const MatrixPoint&, const Tensor& rows, MatrixSettings&);
+
 Tensor plain_matrix_jvp(const MatrixPoint& tangents, const MatrixPoint&, const MatrixSettings&);
+// Gradients not needed are undefined: query, key, target.
 struct MatrixDoubleBackward {
   Tensor tangent_loss;
   MatrixPoint gradients;

@@ -18,6 +18,12 @@ using MatrixGradient = Tensor(RESCALED_MATRIX, const Tensor& statistics, RESCALE
 using MatrixMoments = Two(RESCALED_MATRIX, const Tensor& statistics, RESCALED_MATRIX_SETTINGS, bool full);
 using MatrixProduct = Tensor(RESCALED_MATRIX, const Tensor& statistics, const Tensor& moment_p, const Tensor& moment_q,
                              const Tensor& direction, RESCALED_MATRIX_SETTINGS, bool full);
+using MatrixTangents = Tensor(RESCALED_MATRIX_TANGENTS, RESCALED_MATRIX, const Tensor& statistics,
+                              RESCALED_MATRIX_SETTINGS);
+using MatrixGradientTangent = Tensor(RESCALED_MATRIX_TANGENTS, const Tensor& tangents, RESCALED_MATRIX,
+                                     const Tensor& statistics, RESCALED_MATRIX_SETTINGS);
+using MatrixColumns = Tensor(RESCALED_MATRIX_TANGENTS, const MaybeTensor& tangents, const Tensor& weight,
+                             RESCALED_MATRIX, const Tensor& statistics, RESCALED_MATRIX_SETTINGS);
 
 // (losses of the rows, statistics)
 Two matrix_forward(const MatrixPoint&, const MatrixSettings&);
@@ -27,5 +33,19 @@ Tensor matrix_gradient(const MatrixPoint&, const Tensor& statistics, const Matri
 Two matrix_moments(const MatrixPoint&, const Tensor& statistics, const MatrixSettings&, bool full);
 Tensor matrix_product(const MatrixPoint&, const Tensor& statistics, const Two& moments, const Tensor& direction,
                       const MatrixSettings&, bool full);
+// Along (query, key, target): numbers of the rows, and from them the tangent of the gradient's rows.
+Tensor matrix_tangents(const MatrixPoint& along, const MatrixPoint&, const Tensor& statistics, const MatrixSettings&);
+Tensor matrix_gradient_tangent(const MatrixPoint& along, const Tensor& tangents, const MatrixPoint&,
+                               const Tensor& statistics, const MatrixSettings&);
+
+// What is summed over rows or belongs to elements, which have no scale of their own: with weight [*L, n1] of the rows,
+// the gradient, or where `tangents` are defined its tangent.
+struct MatrixWeighted {
+  Tensor weight;
+  MatrixPoint along = {};
+  Tensor tangents = {};
+};
+Tensor matrix_columns(const MatrixWeighted&, const MatrixPoint&, const Tensor& statistics, const MatrixSettings&);
+Tensor matrix_elements(const MatrixWeighted&, const MatrixPoint&, const Tensor& statistics, const MatrixSettings&);
 
 }  // namespace rescaled::ops

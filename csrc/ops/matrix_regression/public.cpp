@@ -2,6 +2,7 @@
 // The public matrix regression operators: A1 X is the query and A2 the key of the primitives; the penalty is made of
 // products of small matrices.
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/broadcast_tensors.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/exp2.h>
 #include <ATen/ops/log.h>
@@ -22,15 +23,23 @@
 namespace rescaled::ops {
 namespace {
 
-#define ARGUMENTS const Tensor &A1, const Tensor &X, const Tensor &A2, const Tensor &B
+#define ARGUMENTS const Tensor &A1, const Tensor &X, const Tensor &A2, const MaybeTensor &B
 #define OPTIONS \
   const MaybeTensor &attn_mask, bool is_causal, double regularization, c10::string_view kind, c10::string_view form
-#define THE_ARGUMENTS \
-  MatrixArguments { A1, X, A2, B, defined_or(attn_mask) }
+#define TARGETS                                                                                    \
+  const MaybeTensor &teacher_query, const MaybeTensor &teacher_key, c10::string_view teacher_kind, \
+      const MaybeTensor &crow_indices, const MaybeTensor &col_indices, const MaybeTensor &values
+#define THE_ARGUMENTS                                                                                    \
+  MatrixArguments {                                                                                      \
+    A1, X, A2, defined_or(B), defined_or(attn_mask), defined_or(teacher_query), defined_or(teacher_key), \
+        defined_or(crow_indices), defined_or(col_indices), defined_or(values)                            \
+  }
+#define THE_SETTINGS \
+  MatrixSettings { is_causal, std::string(kind), std::string(form) }
 
-using LossSignature = Tensor(ARGUMENTS, OPTIONS);
-using EvaluateSignature = Three(ARGUMENTS, OPTIONS);
-using HvpSignature = Tensor(ARGUMENTS, const Tensor& V, OPTIONS, c10::string_view curvature);
+using LossSignature = Tensor(ARGUMENTS, OPTIONS, TARGETS);
+using EvaluateSignature = Three(ARGUMENTS, OPTIONS, TARGETS);
+using HvpSignature = Tensor(ARGUMENTS, const Tensor& V, OPTIONS, c10::string_view curvature, TARGETS);
 
 Tensor transposed(const Tensor& t) { return t.transpose(-2, -1); }
 
@@ -38,13 +47,27 @@ Tensor transposed(const Tensor& t) { return t.transpose(-2, -1); }
 struct Problem {
   Tensor left, right;  // A1, A2 in the type of the arithmetic
   MatrixPoint point;
-  explicit Problem(const MatrixArguments& x, int64_t rank = 0) {  // at least so many dimensions
+  Problem(const MatrixArguments& x, const MatrixSettings& settings, int64_t rank = 0) {  // at least so many dimensions
     const at::ScalarType type = accumulation_type(x.A1);
     left = x.A1.to(type), right = x.A2.to(type);
     const Tensor query = at::matmul(left, x.X);
-    for (const Tensor& t : {query, right, x.B, x.attn_mask})
+    for (const Tensor& t : {query, right, x.B, x.attn_mask, x.teacher_query, x.teacher_key})
       if (t.defined()) rank = std::max(rank, t.dim());
+    for (const Tensor& t : {x.crow_indices, x.col_indices, x.values})
+      if (t.defined()) rank = std::max(rank, t.dim() + 1);
     point = {with_rank(query, rank), with_rank(right, rank), with_rank(x.B, rank), with_rank(x.attn_mask, rank)};
+    if (has_teacher(settings)) {
+      point.target_rows = with_rank(x.teacher_query.to(type), rank);
+      point.target_columns = with_rank(x.teacher_key.to(type), rank);
+      // Once: every pass takes them along.
+      point.target_values =
+          matrix_statistics({point.target_rows, point.target_columns, {}, point.mask},
+                            {settings.is_causal, settings.source, /*form=*/"rescaled", /*source=*/"zero"});
+    } else if (settings.source == "sparse") {
+      point.target_rows = with_rank(x.crow_indices, rank - 1);
+      point.target_columns = with_rank(x.col_indices, rank - 1);
+      point.target_values = with_rank(x.values, rank - 1);
+    }
   }
   // (A1^T A1) X (A2^T A2): 1/2 |A1 X A2^T|^2 is half its product with X.
   Tensor weighed(const Tensor& X) const {
@@ -53,16 +76,18 @@ struct Problem {
 };
 Tensor penalty(const Problem& problem, const Tensor& X) { return (X * problem.weighed(X)).sum({-2, -1}) / 2; }
 
-void check(const char* op, const MatrixArguments& x, const MatrixSettings& settings, double regularization) {
-  check_matrix_regression(op, x, settings);
+MatrixSettings checked(const char* op, const MatrixArguments& x, const MatrixSettings& given,
+                       c10::string_view teacher_kind, double regularization) {
+  const MatrixSettings settings = check_matrix_regression(op, x, given, teacher_kind);
   TORCH_CHECK_VALUE(regularization >= 0 && std::isfinite(regularization), "torch_rescaled::", op,
                     ": expected a regularization of at least 0, got ", regularization);
+  return settings;
 }
 
-Tensor matrix_regression_loss(ARGUMENTS, OPTIONS) {
-  const MatrixSettings settings = RESCALED_THE_MATRIX_SETTINGS;
-  check("matrix_regression_loss", THE_ARGUMENTS, settings, regularization);
-  const Problem problem(THE_ARGUMENTS);
+Tensor matrix_regression_loss(ARGUMENTS, OPTIONS, TARGETS) {
+  const MatrixSettings settings =
+      checked("matrix_regression_loss", THE_ARGUMENTS, THE_SETTINGS, teacher_kind, regularization);
+  const Problem problem(THE_ARGUMENTS, settings);
   const Tensor loss = std::get<0>(matrix_forward(problem.point, settings)).sum(-1);
   return regularization == 0 ? loss : loss + regularization * penalty(problem, X);
 }
@@ -84,10 +109,10 @@ Scale scale_of(const Tensor& statistics, const MatrixSettings& settings, bool pe
   return {2 * std::log(2.0) * largest, (reference - largest).clamp_max(0).exp2()};
 }
 
-Three matrix_regression_evaluate(ARGUMENTS, OPTIONS) {
-  const MatrixSettings settings = RESCALED_THE_MATRIX_SETTINGS;
-  check("matrix_regression_evaluate", THE_ARGUMENTS, settings, regularization);
-  const Problem problem(THE_ARGUMENTS);
+Three matrix_regression_evaluate(ARGUMENTS, OPTIONS, TARGETS) {
+  const MatrixSettings settings =
+      checked("matrix_regression_evaluate", THE_ARGUMENTS, THE_SETTINGS, teacher_kind, regularization);
+  const Problem problem(THE_ARGUMENTS, settings);
   const Tensor statistics = matrix_statistics(problem.point, settings);
   const Scale scale = scale_of(statistics, settings, regularization != 0);
   const Tensor losses = statistics.select(-1, MatrixRegressionStatistics::loss).unsqueeze(-1);
@@ -101,39 +126,49 @@ Three matrix_regression_evaluate(ARGUMENTS, OPTIONS) {
   return {log_loss.squeeze(-1).squeeze(-1), gradient, scale.log_scale.squeeze(-1).squeeze(-1)};
 }
 
-Tensor matrix_regression_hvp(ARGUMENTS, const Tensor& V, OPTIONS, c10::string_view curvature) {
+Tensor matrix_regression_hvp(ARGUMENTS, const Tensor& V, OPTIONS, c10::string_view curvature, TARGETS) {
   const char* op = "matrix_regression_hvp";
-  const MatrixSettings settings = RESCALED_THE_MATRIX_SETTINGS;
-  check(op, THE_ARGUMENTS, settings, regularization);
+  const MatrixSettings settings = checked(op, THE_ARGUMENTS, THE_SETTINGS, teacher_kind, regularization);
   check_matrix_direction(op, THE_ARGUMENTS, V);
   const bool full = check_matrix_curvature(op, curvature);
-  const Problem problem(THE_ARGUMENTS, V.dim());
-  const MatrixPoint& point = problem.point;
+  const Problem problem(THE_ARGUMENTS, settings, V.dim());
+  MatrixPoint point = problem.point;
   const Tensor statistics = matrix_statistics(point, settings), half = half_scale(statistics, settings);
-  const Tensor direction = with_rank(at::matmul(problem.left, V), point.query.dim());
-  const Tensor rows =
-      matrix_product(point, statistics, matrix_moments(point, statistics, settings, full), direction, settings, full);
+  Tensor direction = with_rank(at::matmul(problem.left, V), point.query.dim()), rows;
+  if (full) {  // one direction: its sums cost a product less than two moments
+    const std::vector<Tensor> same = at::broadcast_tensors({point.query, direction});
+    point.query = same[0];
+    const MatrixPoint along{same[1], {}, {}, {}};
+    const Tensor tangents = matrix_tangents(along, point, statistics, settings);
+    rows = matrix_gradient_tangent(along, tangents, point, statistics, settings);
+  } else {
+    rows =
+        matrix_product(point, statistics, matrix_moments(point, statistics, settings, full), direction, settings, full);
+  }
   const Tensor found = at::matmul(transposed(problem.left), half * rows * half);
   return regularization == 0 ? found : found + regularization * problem.weighed(V);
 }
 
+#define CAST_TARGETS cast(teacher_query), cast(teacher_key), teacher_kind, crow_indices, col_indices, cast(values)
+
 template <c10::DispatchKey kKey>
-Tensor loss_autocast(ARGUMENTS, OPTIONS) {
+Tensor loss_autocast(ARGUMENTS, OPTIONS, TARGETS) {
   const InFloat<kKey> cast;
   return handle<LossSignature>("torch_rescaled::matrix_regression_loss")
-      .call(cast(A1), cast(X), cast(A2), cast(B), attn_mask, is_causal, regularization, kind, form);
+      .call(cast(A1), cast(X), cast(A2), cast(B), attn_mask, is_causal, regularization, kind, form, CAST_TARGETS);
 }
 template <c10::DispatchKey kKey>
-Three evaluate_autocast(ARGUMENTS, OPTIONS) {
+Three evaluate_autocast(ARGUMENTS, OPTIONS, TARGETS) {
   const InFloat<kKey> cast;
   return handle<EvaluateSignature>("torch_rescaled::matrix_regression_evaluate")
-      .call(cast(A1), cast(X), cast(A2), cast(B), attn_mask, is_causal, regularization, kind, form);
+      .call(cast(A1), cast(X), cast(A2), cast(B), attn_mask, is_causal, regularization, kind, form, CAST_TARGETS);
 }
 template <c10::DispatchKey kKey>
-Tensor hvp_autocast(ARGUMENTS, const Tensor& V, OPTIONS, c10::string_view curvature) {
+Tensor hvp_autocast(ARGUMENTS, const Tensor& V, OPTIONS, c10::string_view curvature, TARGETS) {
   const InFloat<kKey> cast;
   return handle<HvpSignature>("torch_rescaled::matrix_regression_hvp")
-      .call(cast(A1), cast(X), cast(A2), cast(B), cast(V), attn_mask, is_causal, regularization, kind, form, curvature);
+      .call(cast(A1), cast(X), cast(A2), cast(B), cast(V), attn_mask, is_causal, regularization, kind, form, curvature,
+            CAST_TARGETS);
 }
 
 template <c10::DispatchKey kKey>

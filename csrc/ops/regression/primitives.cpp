@@ -4,7 +4,6 @@
 #include "primitives.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "../../kernels/regression/parameters.h"
@@ -16,12 +15,6 @@ namespace rescaled::ops {
 namespace {
 
 #define POINT_ARGUMENTS x.A, x.b, x.x, maybe(x.row_weight), maybe(x.penalty_weight)
-
-// Of the size of an input; an empty [0] where it is not needed.
-Tensor finished(bool wanted, const Tensor& gradient, const Tensor& input) {
-  if (!wanted || !input.defined()) return none(input.defined() ? input : gradient);
-  return gradient.defined() ? gradient.contiguous() : at::zeros_symint(input.sym_sizes(), input.options());
-}
 
 Two forward(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS) {
   const RegressionPoint point = RESCALED_THE_REGRESSION;
@@ -45,9 +38,9 @@ Five backward(const MaybeTensor& grad_loss, RESCALED_REGRESSION, const Tensor& g
       d = plain_regression_backward(*grad_loss, point, RESCALED_THE_REGRESSION_SETTINGS, others);
     if (need[2]) d.x = (grad_loss->unsqueeze(-1) * gradient).sum_to_size_symint(x.sym_sizes());
   }
-  return {finished(need[0], d.A, A), finished(need[1], d.b, b), finished(need[2], d.x, x),
-          finished(need[3], d.row_weight, point.row_weight.defined() ? point.row_weight : none(b)),
-          finished(need[4], d.penalty_weight, point.penalty_weight.defined() ? point.penalty_weight : none(b))};
+  return {finished(need[0], d.A, A, A), finished(need[1], d.b, b, b), finished(need[2], d.x, x, b),
+          finished(need[3], d.row_weight, point.row_weight, b),
+          finished(need[4], d.penalty_weight, point.penalty_weight, b)};
 }
 
 bool only_x(const RegressionPoint& tangents) {
@@ -87,14 +80,14 @@ Six double_backward(RESCALED_REGRESSION_TANGENTS, const MaybeTensor& grad_loss, 
     if (rest[3]) to.x = from.x;
     to.A = from.A, to.b = from.b, to.row_weight = from.row_weight, to.penalty_weight = from.penalty_weight;
   }
-  const Tensor number = gradient.select(-1, 0), nothing = none(b);
+  const Tensor number = gradient.select(-1, 0);
   const RegressionPoint& g = d.gradients;
-  return {finished(need[0], d.tangent_loss, number),
-          finished(need[1], g.A, A),
-          finished(need[2], g.b, b),
-          finished(need[3], g.x, x),
-          finished(need[4], g.row_weight, point.row_weight.defined() ? point.row_weight : nothing),
-          finished(need[5], g.penalty_weight, point.penalty_weight.defined() ? point.penalty_weight : nothing)};
+  return {finished(need[0], d.tangent_loss, number, b),
+          finished(need[1], g.A, A, A),
+          finished(need[2], g.b, b, b),
+          finished(need[3], g.x, x, b),
+          finished(need[4], g.row_weight, point.row_weight, b),
+          finished(need[5], g.penalty_weight, point.penalty_weight, b)};
 }
 
 Two evaluate(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS) {

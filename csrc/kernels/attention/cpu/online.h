@@ -159,9 +159,9 @@ static __attribute__((noinline)) void exponentiate_block(bool odd_kind, int64_t 
 }
 
 // A block's weights in `scores`, relative to the panel's new reference, and its sums with them; 2^(old - new reference)
-// in `correction`.
+// in `correction`. Does the block have log weights? They are in `weights`.
 template <class E, bool kTwoSided, int kVectors, class T = Sum<E>>
-static void weigh_online(const AttentionParameters& p, const Problem& problem, Block block, Rows<E> key,
+static bool weigh_online(const AttentionParameters& p, const Problem& problem, Block block, Rows<E> key,
                          ForwardPanel<E>& panel, T* scores, T* weights, Vec<T>* correction) {
   Vec<T> reference[kVectors], normalizer[kVectors], balance[kVectors];
   const bool has_weights = weighted(p, block.query, block.key + block.rows - 1);
@@ -174,6 +174,7 @@ static void weigh_online(const AttentionParameters& p, const Problem& problem, B
     store<T>(n, load(n) * correction[j] + normalizer[j]);
     if (kTwoSided) store<T>(b, load(b) * correction[j] + balance[j]);
   }
+  return has_weights;
 }
 
 }  // namespace

@@ -4,16 +4,21 @@
 
 namespace rescaled {
 
-#define RESCALED_DECLARE(isa)                                                              \
-  namespace isa {                                                                          \
-  MatrixRegressionProgram matrix_regression_statistics(const MatrixRegressionParameters&); \
-  MatrixRegressionProgram matrix_regression_gradient(const MatrixRegressionParameters&);   \
-  MatrixRegressionProgram matrix_regression_moments(const MatrixRegressionParameters&);    \
-  MatrixRegressionProgram matrix_regression_product(const MatrixRegressionParameters&);    \
+#define RESCALED_DECLARE(isa)                                                                    \
+  namespace isa {                                                                                \
+  MatrixRegressionProgram matrix_regression_statistics(const MatrixRegressionParameters&);       \
+  MatrixRegressionProgram matrix_regression_gradient(const MatrixRegressionParameters&);         \
+  MatrixRegressionProgram matrix_regression_moments(const MatrixRegressionParameters&);          \
+  MatrixRegressionProgram matrix_regression_product(const MatrixRegressionParameters&);          \
+  MatrixRegressionProgram matrix_regression_tangents(const MatrixRegressionParameters&);         \
+  MatrixRegressionProgram matrix_regression_gradient_tangent(const MatrixRegressionParameters&); \
+  MatrixRegressionProgram matrix_regression_columns(const MatrixRegressionParameters&);          \
+  MatrixRegressionProgram matrix_regression_elements(const MatrixRegressionParameters&);         \
   }
-#define RESCALED_KERNELS(isa)                                                                          \
-  {isa::matrix_regression_statistics, isa::matrix_regression_gradient, isa::matrix_regression_moments, \
-   isa::matrix_regression_product}
+#define RESCALED_KERNELS(isa)                                                                                   \
+  {isa::matrix_regression_statistics, isa::matrix_regression_gradient, isa::matrix_regression_moments,          \
+   isa::matrix_regression_product,    isa::matrix_regression_tangents, isa::matrix_regression_gradient_tangent, \
+   isa::matrix_regression_columns,    isa::matrix_regression_elements}
 
 RESCALED_DECLARE(baseline)
 #if defined(__x86_64__)

@@ -15,7 +15,8 @@ struct CenteredSums {
 template <class T>
 struct StatisticsPanel {
   ForwardPanel<T> online;
-  LaneNumbers<T> numbers;
+  RowNumbers<T> numbers;
+  TeacherPanel<T> teacher;
   T* loss;
   CenteredSums<T> sums;
 };
@@ -27,6 +28,7 @@ struct StatisticsScratch : MatrixScratch<T> {
     const auto take = [&] { return arena.take<T>(lanes); };
     for (StatisticsPanel<T>& panel : panels) {
       panel.online = take_panel<T>(p.scores, arena), panel.numbers = take_numbers<T>(arena), panel.loss = take();
+      panel.teacher = take_teacher<T>(p, lanes, arena);
       panel.sums.predicted = take(), panel.sums.bb = take(), panel.sums.eb = take(), panel.sums.ee = take();
     }
   }
@@ -34,17 +36,11 @@ struct StatisticsScratch : MatrixScratch<T> {
 
 // The plain form has b beside u: the reference must not be far below it. What is not finite needs none.
 template <class T>
-static void raise_reference(const MatrixRegressionParameters& p, InputView target, int64_t first, int64_t count,
-                            ForwardPanel<T>& panel) {
+static void raise_reference(const MatrixRegressionParameters& p, const TargetViews& target, int64_t first,
+                            int64_t count, ForwardPanel<T>& panel) {
   const T infinity = static_cast<T>(__builtin_inf());
   for (int64_t i = 0; i < count; ++i) {
-    const T* b = static_cast<const T*>(target.data) + (first + i) * target.row;
-    T largest = 0;
-    for (int64_t j = 0; j < p.scores.keys; ++j, b += target.column) {
-      const T size = std::abs(*b);
-      largest = size > largest && size < infinity ? size : largest;
-    }
-    const T least = std::ceil(std::log2(largest));                                   // -inf for zeros
+    const T least = std::ceil(std::log2(largest_of_row<T>(p, target, first + i)));   // -inf for zeros
     if (!(least > panel.reference[i]) || panel.reference[i] == -infinity) continue;  // nothing there
     const T factor = std::exp2(panel.reference[i] - least);
     panel.normalizer[i] *= factor, panel.balance[i] *= factor, panel.reference[i] = least;
@@ -52,13 +48,13 @@ static void raise_reference(const MatrixRegressionParameters& p, InputView targe
 }
 
 template <class T, bool kTwoSided, int kVectors>
-static void residual_block(const MatrixRegressionParameters& p, const Problem& problem, InputView target, Block block,
-                           const BlockRows<T>& in, StatisticsPanel<T>& panel, const MatrixScratch<T>& s) {
-  const T* mask = fetch_block<T, kVectors>(p.scores, problem, target, block, in.key, panel.online.query, s);
+static void residual_block(const MatrixRegressionParameters& p, const Problem& problem, const TargetViews& target,
+                           Block block, const BlockRows<T>& in, StatisticsPanel<T>& panel, const MatrixScratch<T>& s) {
+  const T* mask = fetch_block<T, kVectors>(p, problem, target, block, in.key, panel.online.query, panel.teacher, s);
   const bool rescaled = p.form == Form::rescaled;
   Vec<T> loss[kVectors] = {}, beta[kVectors] = {}, square[kVectors] = {};
   for_elements<T, kTwoSided, kVectors>(p.scores.kind == Kind::sinh, block.rows, mask, s, panel.numbers,
-                                       [&](int64_t, int j, Vec<T> u, Vec<T>, Vec<T> b, Vec<T> c) {
+                                       [&](int64_t, int64_t, int j, Vec<T> u, Vec<T>, Vec<T> b, Vec<T> c) {
                                          const Vec<T> other = rescaled ? b : u;
                                          loss[j] += c * c, beta[j] += other * c, square[j] += other * other;
                                        });
@@ -77,10 +73,7 @@ template <class T, int kVectors>
 static __attribute__((noinline)) void add_centered(int64_t rows, const T* mask, const T* u, T* target,
                                                    const Vec<T>* correction, CenteredSums<T>& sums) {
   constexpr int64_t lanes = kVectors * kLanes<T>;
-  const Vec<T> zero = {};
-  if (mask)
-    for (int64_t at = 0; at < rows * lanes; at += kLanes<T>)
-      store<T>(target + at, load(mask + at) < zero ? zero : load(target + at));
+  hide<T>(mask, rows * lanes, target);
   RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) {
     const int64_t lane = j * kLanes<T>;
     Vec<T> block_bb = {}, block_ub = {};
@@ -123,13 +116,13 @@ RESCALED_INLINE T* sum_of(const MatrixRegressionParameters& p, const StatisticsP
   return p.scores.kind == Kind::sinh ? panel.online.balance : panel.online.normalizer;
 }
 
-struct Statistics {
+struct Statistics : RowTasks {
   template <class T>
   using Scratch = StatisticsScratch<T>;
   template <class T, bool kTwoSided>
   static void task(const MatrixRegressionParameters& p, int64_t task, StatisticsScratch<T>& s) {
     constexpr int64_t lanes = kTileVectors * kLanes<T>;
-    const InputView target = matrix(p.target, p.scores, panel_task<T>(p.scores, task).batch);
+    const TargetViews target(p, panel_task<T>(p.scores, task).batch);
     const auto store_numbers = [&](int64_t batch, int i, int64_t first, int64_t count) {
       using Number = MatrixRegressionStatistics;
       const StatisticsPanel<T>& panel = s.panels[i];
@@ -149,6 +142,7 @@ struct Statistics {
         p.scores, task, s,
         [&](const Problem& problem, int64_t, int i, int64_t first, int64_t count) {
           start_panel<T>(p.scores, problem, first, count, s.panels[i].online);
+          start_teacher<T>(p, target, first, count, s.panels[i].teacher);
           CenteredSums<T>& sums = s.panels[i].sums;
           for (int64_t x = 0; x < lanes; ++x) sums.predicted[x] = sums.bb[x] = sums.eb[x] = sums.ee[x] = 0;
         },
@@ -156,12 +150,11 @@ struct Statistics {
           constexpr int kVectors = decltype(vectors)::value;
           StatisticsPanel<T>& panel = s.panels[i];
           Vec<T> correction[kVectors];
-          weigh_online<T, kTwoSided, kVectors>(p.scores, problem, block, in.key, panel.online, s.scores, s.weights,
-                                               correction);
+          const bool masked = weigh_online<T, kTwoSided, kVectors>(p.scores, problem, block, in.key, panel.online,
+                                                                   s.scores, s.weights, correction);
           if (twice) return;
-          const bool masked = weighted(p.scores, block.query, block.key + block.rows - 1);
-          pack_transposed<T>(from(target, block.query, block.key), block.lanes, block.rows, T(1), s.target,
-                             kVectors * kLanes<T>);
+          fetch_target<T, Lanes::queries, kVectors>(
+              p, target, block, teacher_keys(p, target, block.key, s.teacher_keys), panel.teacher, s.target);
           add_centered<T, kVectors>(block.rows, masked ? s.weights : nullptr, s.scores, s.target, correction,
                                     panel.sums);
         },
@@ -173,7 +166,7 @@ struct Statistics {
             const T reference = panel.online.reference[x];
             const bool empty = reference == -static_cast<T>(__builtin_inf());
             if (empty) sum[x] = 1;
-            set_lane<T>(p.form, empty ? T(0) : reference, sum[x], x, panel.numbers);
+            set_row<T>(p.form, empty ? T(0) : reference, sum[x], x, panel.numbers);
             panel.loss[x] = panel.numbers.beta[x] = panel.numbers.square[x] = 0;
             if (!twice && !empty) finish_centered<T>(p.form, sum[x], x, panel);
           }
