@@ -204,7 +204,9 @@ def matrix_regression_markdown(result: dict[str, Any]) -> str:
         by_length = {e["length"]: mebibytes(e["peak_bytes"]) for e in result["memory"] if e["contestant"] == name}
         memory.append([name, *(by_length[n] for n in lengths)])
     text = [
-        f"{where(result)} Loss and gradient in X, float32, n1 = n2 = n, with {' and '.join(map(str, threads))} threads:",
+        f"{where(result)} Loss and gradient in X, float32, n1 = n2 = n, with {' and '.join(map(str, threads))} "
+        f"thread{'s' if threads != [1] else ''}; a "
+        "teacher has queries and keys of d columns, a sparse target 16 components a row; what is not eager or compiled is ours:",
         markdown_table(rows),
         markdown_table(memory),
     ]
