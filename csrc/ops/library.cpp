@@ -141,7 +141,7 @@ TORCH_LIBRARY(torch_rescaled, m) {
   m.def(
       "solve_attention_regression(Tensor A1, Tensor A2, Tensor A3, Tensor B, *, Tensor? "
       "X0=None, " MATRIX_OPTIONS_OF_SOLVE "str form=\"normalized\", " MAP_SOLVE
-      "-> (Tensor X, Tensor Y, Tensor left, Tensor right, Tensor summary, Tensor history, Tensor state)",
+      ") -> (Tensor X, Tensor Y, Tensor left, Tensor right, Tensor summary, Tensor history, Tensor state)",
       {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
 
   m.def(

@@ -181,6 +181,7 @@ Seven solve_attention_regression(const Tensor& A1, const Tensor& A2, const Tenso
   check_map_options(op, full, A1.size(-1), A2.size(-1), X0, mask, state, is_causal, regularization, kind, form, rank,
                     sample_dims, method, max_iterations, cg_iterations, gtol, tolerance, xtol, damping, group, most);
   const std::vector<int64_t> problems(full.begin(), full.end() - sample_dims);
+  if (X0.has_value()) check_leading(op, "X0", *X0, 2, {problems.begin(), problems.end()});
   const MaybeTensor start = maybe(map_aligned(defined_or(X0), problems)),
                     from = maybe(with_rank(defined_or(state), static_cast<int64_t>(problems.size()) + 1));
   static const auto run = handle<AttentionSolve>("torch_rescaled::_solve_attention_regression");

@@ -146,7 +146,8 @@ Six solve_matrix_regression(const Tensor& A1, const Tensor& A2, const MaybeTenso
                             const MaybeTensor& col_indices, const MaybeTensor& values) {
   const char* op = "solve_matrix_regression";
   const at::ScalarType type = accumulation_type(A1);
-  const Tensor X = X0.has_value() ? *X0 : at::zeros({A1.size(-1), A2.size(-1)}, A1.options().dtype(type));
+  const Tensor X = X0.has_value() ? over_samples(*X0, X0->dim() > 2 ? sample_dims : 0)
+                                  : at::zeros({A1.size(-1), A2.size(-1)}, A1.options().dtype(type));
   const MatrixSettings settings = check_matrix_regression(
       op,
       {A1, X, A2, defined_or(B), defined_or(attn_mask), defined_or(teacher_query), defined_or(teacher_key),
