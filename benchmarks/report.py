@@ -236,7 +236,7 @@ def map_solvers_markdown(result: dict[str, Any]) -> str:
     text = (
         f"{where(result)} CPU seconds with one thread to a loss above the best that anyone found by a fraction of 1e-3 and 1e-6,"
         " float64, everyone from one start; the best setting of each. Evaluations are of loss and gradient, for torch_rescaled and"
-        " Gauss-Newton iterations; `projected` has the best Y for every X; `>` was stopped, `-` ended elsewhere:"
+        " Gauss-Newton iterations; `projected` has the best Y for every X; `>` was stopped, `-` no longer fell:"
     )
     return "\n\n".join([text, markdown_table(rows)])
 

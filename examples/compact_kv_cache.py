@@ -5,8 +5,8 @@ it: outputs, and log normalizers, which say how much the cache counts beside oth
 * in steps: the m keys with the most attention, weights by nonnegative least squares of the normalizers, values by least squares;
 * jointly: keys, weights and values together from there, by L-BFGS on fused attention, its outputs and its log normalizers.
 
-The cache is that of a layer of the sentence encoder all-MiniLM-L6-v2 for a passage of 512 tokens; queries are of passages of the same
-sentences in other orders, one of them held out. Where the encoder's weights (the extra `encoder`) are missing, all is made up.
+The cache is that of a layer of the sentence encoder all-MiniLM-L6-v2 for a passage of 512 tokens; queries are of passages of the
+same sentences in other orders, one of them held out. Where the encoder's weights (the extra `encoder`) are missing, all is made up.
 
 python examples/compact_kv_cache.py     # a minute; writes compact_kv_cache.png
 """
@@ -148,8 +148,9 @@ def picture(results: list[Result], title: str, path: Path) -> None:
     for axes in (left, right):
         axes.set(xscale="log", yscale="log", xlabel="keys kept")
         axes.set_xticks(keys := sorted({r.keys for r in results}), map(str, keys))
-        axes.minorticks_off()
+        axes.xaxis.minorticks_off()
         axes.grid(alpha=0.25)
+        axes.yaxis.set_minor_formatter("{x:g}")  # less than a decade has no major ticks
     left.legend(frameon=False)
     figure.suptitle(title)
     figure.savefig(path, dpi=80)

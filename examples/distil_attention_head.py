@@ -139,7 +139,7 @@ def picture(students: list[Student], head: Head, words: list[str], path: Path) -
     for axes, title in ((left, "the map"), (right, "the outputs (AttentionRegression)")):
         axes.set(xscale="log", yscale="log", xlabel="rank of X", title=f"error of {title}: held out, dotted: seen")
         axes.set_xticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
-        axes.minorticks_off()
+        axes.xaxis.minorticks_off()
         axes.grid(alpha=0.25)
         axes.legend(frameon=False)
     figure.savefig(path, dpi=80)
