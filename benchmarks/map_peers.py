@@ -17,12 +17,14 @@ clock = time.process_time  # with one thread the time alone on the machine, whoe
 
 @dataclass(frozen=True)
 class Task:
-    """A loss of some parameters, written in several ways; `projected` has the last parameter (Y) at its best for the others."""
+    """A loss of some parameters, written in several ways."""
 
     start: Parameters
     residual: Callable[..., Tensor]  # of the parameters, by torch's operators: what Gauss-Newton linearizes
     losses: dict[str, Callable[..., Tensor]]
-    projected: dict[str, Callable[..., Tensor]]
+    projected: dict[str, Callable[..., Tensor]]  # of X alone, with the best Y for it
+    unwhiten: Callable[[Tensor], Tensor] | None = None  # X from the variables in which queries and keys have unit covariance
+    whitened: Tensor | None = None  # those of the start
 
 
 class Ended(Exception):
@@ -63,8 +65,8 @@ class Curve:
         }
 
 
-def fresh(task: Task, parameters: int) -> list[Tensor]:
-    return [p.clone(memory_format=torch.contiguous_format).requires_grad_() for p in task.start[:parameters]]
+def fresh(start: Parameters) -> list[Tensor]:
+    return [p.clone(memory_format=torch.contiguous_format).requires_grad_() for p in start]
 
 
 def minimize(optimizer: Any, loss: Callable[..., Tensor], parameters: list[Tensor], limit: float) -> Curve:
@@ -171,17 +173,20 @@ def fastest(formulas: dict[str, Callable[..., Tensor]], parameters: list[Tensor]
 def run_peers(task: Task, limit: float) -> dict[str, dict[str, Curve]]:
     """By contestant, then by setting."""
     runs: dict[str, dict[str, Curve]] = {}
-    joint = fastest(task.losses, fresh(task, len(task.start)))
-    ways = [(f"{joint} loss", task.losses[joint], len(task.start))]
+    name = fastest(task.losses, fresh(task.start))
+    ways = [(f"{name} loss", task.losses[name], task.start)]
     if task.projected:
-        name = fastest(task.projected, fresh(task, len(task.start) - 1))
-        ways.append((f"{name} loss, projected", task.projected[name], len(task.start) - 1))
-    for way, loss, count in ways:
+        name = fastest(task.projected, fresh(task.start[:1]))
+        projected, unwhiten = task.projected[name], task.unwhiten
+        ways.append((f"{name} loss, projected", projected, task.start[:1]))
+        if unwhiten is not None and task.whitened is not None:
+            ways.append((f"{name} loss, projected, whitened", lambda Z: projected(unwhiten(Z)), (task.whitened,)))
+    for way, loss, start in ways:
         for rate in RATES:
-            parameters = fresh(task, count)
+            parameters = fresh(start)
             optimizer = torch.optim.Adam(parameters, lr=rate)
             runs.setdefault("Adam", {})[f"{way}, rate {rate:g}"] = minimize(optimizer, loss, parameters, limit)
         for history in HISTORIES:
-            runs.setdefault("LBFGS", {})[f"{way}, history {history}"] = lbfgs(loss, fresh(task, count), history, limit)
+            runs.setdefault("LBFGS", {})[f"{way}, history {history}"] = lbfgs(loss, fresh(start), history, limit)
     runs["Gauss-Newton, CG"] = {"eager residual": gauss_newton(task, limit)}
     return runs

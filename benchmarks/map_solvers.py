@@ -72,6 +72,12 @@ def best_outputs(features: Tensor, target: Tensor) -> Tensor:
     return torch.linalg.solve(features.mT @ features, features.mT @ target)
 
 
+def root(rows: Tensor) -> Tensor:
+    """The symmetric root of the rows' mean square."""
+    values, vectors = torch.linalg.eigh(rows.mT @ rows / len(rows))
+    return vectors * values.sqrt() @ vectors.mT
+
+
 def head_case(head: Head, target: Tensor, kind: str) -> tuple[Problem, Tensor, Task]:
     """X and Y for queries, keys and values of one head, from X0 = 1 and the best Y for it."""
     q, k, v, rows = head.query, head.key, head.value, head.mask
@@ -100,7 +106,12 @@ def head_case(head: Head, target: Tensor, kind: str) -> tuple[Problem, Tensor, T
         return forms["eager"](X) @ Y - T
 
     start = (X0, best_outputs(forms["eager"](X0), T))
-    task = Task(start, residual, {n: joint(f) for n, f in forms.items()}, {n: projected(f) for n, f in forms.items()})
+    left, right = root(q[rows]), root(k[rows])
+    by_left, by_right = torch.linalg.inv(left), torch.linalg.inv(right)
+    task = Task(
+        start, residual, {n: joint(f) for n, f in forms.items()}, {n: projected(f) for n, f in forms.items()},
+        lambda Z: by_left @ Z @ by_right, left @ X0 @ right,
+    )  # fmt: skip
     return problem, X0, task
 
 
