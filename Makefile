@@ -41,11 +41,13 @@ echo '$(COMPILER_SAMPLE)' | $${CXX:-c++} -std=c++20 -x c++ -fsyntax-only - 2> /d
   { echo "A C++20 compiler with _Float16 is needed: install g++ >= 12, or name one with CXX=..."; exit 1; }
 endef
 
-# The build and tool requirements; torch is left alone where there is one.
+# The build and tool requirements; torch is left alone where there is one, and the encoder's weights to who wants them.
 define REQUIREMENTS
 import importlib.util, tomllib; \
 project = tomllib.load(open("pyproject.toml", "rb")); \
-wanted = project["build-system"]["requires"] + sum(project["project"]["optional-dependencies"].values(), []); \
+extras = project["project"]["optional-dependencies"]; \
+extras.pop("encoder"); \
+wanted = project["build-system"]["requires"] + sum(extras.values(), []); \
 has_torch = importlib.util.find_spec("torch") is not None; \
 print("\n".join(name for name in wanted if not (has_torch and name.startswith("torch=="))))
 endef

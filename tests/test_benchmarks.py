@@ -159,3 +159,21 @@ def test_optimizers_are_counted_by_what_they_call(tmp_path: Path) -> None:
     assert step == 1 and 3 < loss < 7 and flops > 1e9 and seconds > 0 and not others
     worse = {**run_of, "rate": 1.0, "points": [[1, loss + 1, flops, seconds]]}
     assert optimizers.best_runs([worse, run_of]) == [run_of]
+
+
+def test_map_solvers_are_held_to_the_best_loss_and_shown(tmp_path: Path) -> None:
+    output, page = tmp_path / "map_solvers.json", tmp_path / "page.md"
+    done = run("map_solvers.py", "--quick", "--repeats", 1, "--output", output)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(output.read_text())
+    assert len(result["cases"]) == 3
+    for case in result["cases"]:
+        assert set(case["contestants"]) == {"torch_rescaled", "Adam", "LBFGS", "Gauss-Newton, CG"}
+        entries = [entry for settings in case["contestants"].values() for entry in settings.values()]
+        assert min(entry["excess"] for entry in entries) == 0 and case["best"] > 0
+        for entry in entries:
+            assert (entry["seconds_to"]["1e-06"] is None) == (entry["excess"] > 1e-6)
+    page.write_text("<!-- benchmarks:map_solvers -->\n<!-- /benchmarks:map_solvers -->\n")
+    assert run("report.py", "--results", output, "--page", page).returncode == 0
+    text = page.read_text()
+    assert all(f"| {case['case']} | {name}" in text for case in result["cases"] for name in case["contestants"])

@@ -249,3 +249,48 @@ def test_newton_phase_lowers_the_held_out_loss_and_says_what_adamw_needs(corpus,
     assert phase.adamw_steps is not None and phase.adamw_steps > 2
     text = program.describe(phase)
     assert "Newton: 2 steps on 4096 bytes" in text and f"AdamW gets there in {phase.adamw_steps} steps" in text
+
+
+def test_a_real_head_is_distilled(tmp_path):
+    out = run_example("distil_attention_head.py", "--quick", "--picture", tmp_path / "d.png")
+    if "not installed" in out:
+        pytest.skip(out.strip())
+    errors = {(name, kind, int(rank)): float(e) for name, kind, rank, e in re.findall(r"^(\w+) +(\w+) +(\d+) +(\S+) ", out, re.M)}
+    assert errors["map", "exp", 4] < errors["scores", "exp", 4] and errors["outputs", "exp", 32] < 1e-4
+    assert errors["outputs", "cosh", 32] < errors["outputs", "cosh", 4]
+    assert (tmp_path / "d.png").stat().st_size > 10_000
+
+
+def test_the_sentence_encoder_is_bert():
+    sentence_encoder = importlib.import_module("sentence_encoder")
+    transformers = pytest.importorskip("transformers")
+    folder = sentence_encoder.model_folder()
+    if folder is None:
+        pytest.skip(sentence_encoder.MISSING)
+    encoder, texts = sentence_encoder.Encoder(folder), sentence_encoder.sentences()
+    ids, mask = encoder.tokens(texts)
+    theirs = transformers.AutoTokenizer.from_pretrained(str(folder))(texts, padding=True, return_tensors="pt")
+    assert torch.equal(theirs.input_ids, ids) and torch.equal(theirs.attention_mask.bool(), mask)
+    model = transformers.BertModel.from_pretrained(str(folder), attn_implementation="eager").eval()
+    with torch.no_grad():
+        wanted = model(**theirs, output_attentions=True)
+    torch.testing.assert_close(encoder.hidden(texts, encoder.layers)[0][mask], wanted.last_hidden_state[mask], atol=1e-4, rtol=0)
+    maps = encoder.head(texts, 2, 3).map
+    torch.testing.assert_close(maps.float()[mask], wanted.attentions[2][:, 3][mask], atol=1e-5, rtol=0)
+
+
+def test_without_the_weights_an_example_says_so(monkeypatch, capsys):
+    distil = importlib.import_module("distil_attention_head")
+    monkeypatch.setattr(distil, "model_folder", lambda: None)
+    assert distil.main([]) == 0 and "pip install" in capsys.readouterr().out
+
+
+def test_a_cache_is_compacted(tmp_path):
+    pytest.importorskip("scipy")
+    out = run_example("compact_kv_cache.py", "--quick", "--evaluations", 30, "--picture", tmp_path / "k.png")
+    rows = re.findall(r"^(in steps|jointly) +(\d+) +(\S+) +(\S+) +(\S+)", out, re.M)
+    errors = {(name, int(keys)): (float(seen), float(normalizer)) for name, keys, _, seen, normalizer in rows}
+    assert len(errors) == 4
+    for keys in (4, 8):
+        assert all(joint < steps for joint, steps in zip(errors["jointly", keys], errors["in steps", keys], strict=True))
+    assert (tmp_path / "k.png").stat().st_size > 5_000

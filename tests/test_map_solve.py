@@ -137,6 +137,7 @@ def test_a_teacher_in_the_place_of_a_target(kind, rank):
         assert float((ours.X - X).norm()) < 1e-8
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
 @pytest.mark.parametrize("method", ["newton", "cg"])
 def test_components_in_the_place_of_a_target(method):
     A1, X, A2, B = planted(batch=(2,), noise=0.02)
@@ -153,6 +154,16 @@ def test_components_in_the_place_of_a_target(method):
     torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-7)
     with pytest.raises(ValueError, match="one target, B, or teacher_query"):
         solve(MatrixRegression(A1, A2))
+
+
+def test_a_rank_does_not_start_at_the_saddle():
+    """Logarithms of this target say nothing about X: the start is X = 0, where factors have no gradient."""
+    A1, A2 = randn(300, 12), randn(40, 12, seed=1)
+    B = torch.softmax(3 * randn(300, 40, seed=2), -1)
+    for x0 in (None, A1.new_zeros(12, 12)):
+        solution = solve(MatrixRegression(A1, A2, B, form="normalized", rank=2), x0).raise_for_status()
+        assert solution.number("products") > 0
+        assert solution.loss < oracle.loss(A1, A1.new_zeros(12, 12), A2, B, kind="exp", form="normalized")
 
 
 def test_a_batch_is_its_problems():

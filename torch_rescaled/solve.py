@@ -130,7 +130,7 @@ def solve(
             near the solution, and limited-memory BFGS around it, one read an iteration; Newton steps where that does not pay.
             ``"auto"``: L-BFGS where a Gram, measured on a part of A, costs more than a read; the choice depends on the machine's
             speed, ``Solution.method`` says it and why. Of a MatrixRegression: ``"newton"``, the Hessian formed, or ``"cg"``, its
-            products alone; ``"auto"``: the first up to 1024 unknowns without a rank. Of an AttentionRegression: ``"projection"``
+            products alone; ``"auto"``: the first up to 256 unknowns without a rank. Of an AttentionRegression: ``"projection"``
             (also ``"auto"``), X with the best Y for it, or ``"joint"``, X and Y.
         gtol: stop when every entry of the gradient is at most this fraction of the root of the sum of squares of its terms (a term
             counts with the absolute values it is the difference of); rounding (3 eps) stops in any case. Of a map: the gradient's

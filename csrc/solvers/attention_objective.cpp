@@ -24,8 +24,9 @@ namespace {
 
 constexpr int64_t kJacobian = 1 << 25;  // elements of the rows' Jacobians that are kept
 constexpr int64_t kPairs = 1 << 22;     // elements of pairs of columns formed at a time
-constexpr int64_t kWidest = 128;        // columns of the output for which Jacobians of all rows pay
-constexpr int64_t kSampled = 256;       // rows that the metric rests on at least, where not all have one
+constexpr int64_t kWidest = 128;        // columns of the output for which Jacobians of all rows pay,
+constexpr int64_t kLongest = 4;         // and keys, in columns of A2 or the output: few are passed over as fast
+constexpr int64_t kSampled = 2048;      // rows that the metric rests on at least, where not all have one
 
 Tensor flat(const Tensor& t) { return t.flatten(0, -2); }
 Tensor column(const Tensor& t) { return t.unsqueeze(-1); }
@@ -89,15 +90,17 @@ class AttentionPlace : public Place {
     full_ = full;
     if (jacobian_.defined()) return;
     const int64_t rows = x.A1.size(0) * x.A1.size(1), outputs = x.B.size(-1), d2 = x.A2.size(-1);
-    all_rows_ = outputs <= kWidest && rows * outputs * d2 <= kJacobian;
+    all_rows_ =
+        outputs <= kWidest && rows * outputs * d2 <= kJacobian && x.A2.size(1) >= kLongest * std::max(d2, outputs);
     const int64_t wanted = std::max(kSampled, 4 * x.A1.size(-1));
     const int64_t some = std::max<int64_t>(std::min(wanted, kJacobian / std::max<int64_t>(outputs * d2, 1)), 1);
-    stride_ = all_rows_ ? 1 : std::max<int64_t>(rows / some, 1);
+    stride_ = all_rows_ ? 1 : std::clamp<int64_t>(rows / some, 1, std::max<int64_t>(x.A1.size(1), 1));
     jacobian_ = jacobians(stride_);
   }
 
   Tensor gradient() override {
     if (gradient_.defined()) return gradient_;
+    curve(full_);
     Tensor g = gathered(residual_);
     if (penalized()) g = g + penalty_scale() * weighed(X_);
     gradient_ = with_outputs(g, residual_);

@@ -8,6 +8,7 @@
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <algorithm>
 #include <tuple>
 
 namespace torch_rescaled::solvers {
@@ -69,7 +70,8 @@ Tensor FactoredObjective::tangent(const Tensor& v, const Tensor& d) const {
   return at::cat({map.flatten(), rest(d)});
 }
 
-Tensor FactoredObjective::factors(const Tensor& X, const Tensor& gram_left, const Tensor& gram_right, int64_t rank) {
+Tensor FactoredObjective::factors(const Tensor& X, const Tensor& gram_left, const Tensor& gram_right, int64_t rank,
+                                  double least) {
   // X = L^-T (L^T X R) R^-1 with Grams L L^T, R R^T, roots by eigenvectors: singular Grams have no Cholesky factor.
   const auto root = [](const Tensor& gram) {
     const auto [values, vectors] = at::linalg_eigh(gram);
@@ -79,8 +81,8 @@ Tensor FactoredObjective::factors(const Tensor& X, const Tensor& gram_left, cons
   const auto [left, left_inverse] = root(gram_left);
   const auto [right, right_inverse] = root(gram_right);
   const auto [U, S, Vh] = at::linalg_svd(at::matmul(left.mT(), at::matmul(X, right)), /*full_matrices=*/false);
-  // A column of zeros in both factors would stay so.
-  const Tensor half = S.slice(0, 0, rank).clamp_min(1e-3 * S.max().item<double>()).sqrt();
+  // A column of zeros in both factors would stay so: X = 0 is a saddle.
+  const Tensor half = S.slice(0, 0, rank).clamp_min(std::max(1e-3 * S.max().item<double>(), least)).sqrt();
   const Tensor P = at::matmul(left_inverse, U.slice(1, 0, rank) * half),
                Q = at::matmul(right_inverse, Vh.slice(0, 0, rank).mT() * half);
   return at::cat({P.flatten(), Q.flatten()});

@@ -20,8 +20,9 @@ class FactoredObjective : public Objective {
   // The unknowns of the whole, and its tangent.
   Tensor product(const Tensor& unknowns) const;
   Tensor tangent(const Tensor& unknowns, const Tensor& direction) const;
-  // Factors of equal size whose product is the best of this rank to X in the metric of the logits.
-  static Tensor factors(const Tensor& X, const Tensor& gram_left, const Tensor& gram_right, int64_t rank);
+  // Factors of equal size whose product is the best of this rank to X in the metric of the logits, with no column below
+  // `least` there.
+  static Tensor factors(const Tensor& X, const Tensor& gram_left, const Tensor& gram_right, int64_t rank, double least);
 
  private:
   friend class FactoredPlace;

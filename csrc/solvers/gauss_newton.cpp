@@ -98,12 +98,18 @@ void MapSolver::run(int64_t chunk, std::vector<Tensor>& history) {
 void MapSolver::iterate(std::vector<Tensor>& history) {
   state_[S::iterations] += 1;
   Place& here = place();
-  const bool full = state_[S::full] != 0;
-  here.curve(full);
   const Tensor gradient = here.gradient();
   const Metric metric(here.blocks(), epsilon_);
   const double size = std::sqrt(std::max(inner_product(gradient, metric.solve(gradient, 0)), 0.));
   state_[S::gradient] = size == 0 ? 0 : size / std::sqrt(2 * std::max(here.loss, epsilon_ * epsilon_ * here.magnitude));
+  // The faster gradients fall, the more exactly the next step is computed (Eisenstat and Walker's idea); where whole
+  // steps do not halve them, Gauss-Newton's part is not all of the Hessian that matters.
+  const double log_size = std::log(size) + here.log_scale / 2;
+  const double fall = std::exp(std::min(log_size - state_[S::log_size], 0.));
+  state_[S::tolerance] = std::clamp(.5 * fall, kTightTolerance, kLooseTolerance);
+  state_[S::log_size] = log_size;
+  if (objective().has_hessian() && state_[S::whole] != 0 && fall > .5) state_[S::full] = 1;
+  const bool full = state_[S::full] != 0;
   if (!std::isfinite(state_[S::gradient])) {
     record(history, 0, 0, full);
     return finish(Status::non_finite);
@@ -112,14 +118,10 @@ void MapSolver::iterate(std::vector<Tensor>& history) {
     record(history, 0, 0, full);
     return converged(Status::gradient);
   }
-  // The faster gradients fall, the more exactly the next step is computed (Eisenstat and Walker's idea).
-  const double log_size = std::log(size) + here.log_scale / 2,
-               fall = std::exp(std::min(log_size - state_[S::log_size], 0.));
-  state_[S::tolerance] = std::clamp(.5 * fall, kTightTolerance, kLooseTolerance);
-  state_[S::log_size] = log_size;
+  here.curve(full);
   const Step found = options_.direct ? direct_step(gradient) : conjugate_gradient(metric, gradient);
   if (full && found.negative) {  // far from a minimum: Gauss-Newton knows better
-    state_[S::full] = 0;
+    state_[S::full] = state_[S::whole] = 0;
     if (!found.step.defined()) {
       record(history, 0, 0, full);
       return;
@@ -203,7 +205,7 @@ void MapSolver::search(const Step& s, std::vector<Tensor>& history) {
   if (!accepted(factor, found)) {
     record(history, 0, 0, full);
     state_[S::damping] = 100 * std::max(state_[S::damping], 1e-6);
-    state_[S::full] = 0;
+    state_[S::full] = state_[S::whole] = 0;
     if (state_[S::damping] > kMostDamping) stop(Status::stalled);
     return;
   }
@@ -216,6 +218,7 @@ void MapSolver::search(const Step& s, std::vector<Tensor>& history) {
   else if (ratio > .5)
     state_[S::damping] = std::max(state_[S::damping] / 5, options_.damping);
   const bool off = std::abs(ratio - 1) > .2;
+  state_[S::whole] = factor == 1 && reach < 1 ? 1 : 0;
   state_[S::full] = objective().has_hessian() && factor == 1 && (full ? !off || ratio > 0 : off && reach < 1) ? 1 : 0;
   state_.unknowns = state_.unknowns + factor * s.step;
   place_ = std::move(next);
@@ -238,7 +241,7 @@ void MapSolver::converged(Status status) {
   // The normalized form's solution: from here the rescaled loss, or back to here.
   state_[S::anchor_log_sum] = place().log_sum;
   state_.anchor = state_.unknowns;
-  state_[S::phase] = 1, state_[S::damping] = options_.damping, state_[S::full] = 0, state_[S::flat] = 0;
+  state_[S::phase] = 1, state_[S::damping] = options_.damping, state_[S::full] = state_[S::whole] = state_[S::flat] = 0;
   state_[S::log_size] = -std::numeric_limits<double>::infinity();
   place_ = nullptr;
 }

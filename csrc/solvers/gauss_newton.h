@@ -27,6 +27,7 @@ struct MapState {
     status,
     phase,  // 0: a rescaled form's normalized one first; 1: the form asked for
     full,   // 1: the next step is the Hessian's
+    whole,  // 1: the last step was taken whole, and short
     damping,
     iterations,
     flat,

@@ -6,8 +6,12 @@
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/zeros.h>
 
+#include <cmath>
+
 namespace torch_rescaled::solvers {
 namespace {
+
+constexpr double kLeast = .02;  // root of the mean square of the logits that a column of the factors starts with
 
 double form_number(const std::string& form) { return form == "rescaled" ? 0 : form == "plain" ? 2 : 1; }
 
@@ -28,8 +32,9 @@ void MapTask::adopt(std::unique_ptr<Objective> final, std::unique_ptr<Objective>
 
 Tensor MapTask::start(const Tensor& X0) const {
   const Tensor X = X0.defined() ? wide(X0).flatten() : target_start();
-  const Tensor map =
-      rank_ ? FactoredObjective::factors(X.view({rows_, columns_}), grams().left, grams().right, *rank_) : X;
+  const Tensor map = rank_ ? FactoredObjective::factors(X.view({rows_, columns_}), grams().left, grams().right, *rank_,
+                                                        kLeast * std::sqrt(grams().logits))
+                           : X;
   const Tensor seen = rank_ ? factored_final_->product(at::cat({map, rest(X)})).slice(0, 0, rows_ * columns_) : X;
   return at::cat({map, rest(seen)});
 }

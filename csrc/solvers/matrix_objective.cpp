@@ -25,7 +25,7 @@ using namespace rescaled::ops;
 namespace {
 
 constexpr int64_t kBlock = 1 << 18;    // elements of the map that the curvature's blocks form at a time
-constexpr int64_t kSampled = 1 << 20;  // and that the metric rests on
+constexpr int64_t kSampled = 1 << 17;  // and that the metric rests on, at least
 
 // Samples and rows as one dimension.
 Tensor flat(const Tensor& t) { return t.flatten(0, -2); }
@@ -120,8 +120,9 @@ class MatrixPlace : public Place {
            right = at::zeros({of_.columns_, of_.columns_}, at::kDouble);
     const int64_t samples = data().A1.size(0), rows = data().A1.size(1),
                   keys = std::max<int64_t>(point_.key.size(-2), 1);
-    const int64_t most = std::max<int64_t>(kSampled / keys / std::max<int64_t>(samples, 1), 1);
-    for_rows(std::max<int64_t>(rows / most, 1), [&](const RowCurvature& c, const Tensor& A1, const Tensor& A2) {
+    const int64_t most = std::max({kSampled / keys, 4 * of_.rows_, 4 * of_.columns_}) / std::max<int64_t>(samples, 1);
+    for_rows(std::max<int64_t>(rows / std::max<int64_t>(most, 1), 1), [&](const RowCurvature& c, const Tensor& A1,
+                                                                          const Tensor& A2) {
       const Tensor squares = A2.square().sum(-1).unsqueeze(-2);
       const Tensor traces = ((c.diagonal * squares).sum(-1) - 2 * (c.p * c.q).sum(-1) + (c.square * c.p * c.p).sum(-1));
       left += wide(at::einsum("sri,sr,srj->ij", {A1, traces.clamp_min(0), A1}));

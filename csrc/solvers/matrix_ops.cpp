@@ -15,8 +15,8 @@ namespace {
 using namespace rescaled::ops;
 using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-constexpr int64_t kSmallMap = 1 << 16;     // elements of maps that are solved side by side
-constexpr int64_t kDirectUnknowns = 1024;  // for which the Hessian is formed
+constexpr int64_t kSmallMap = 1 << 16;    // elements of maps that are solved side by side
+constexpr int64_t kDirectUnknowns = 256;  // for which the Hessian is formed
 
 // What a problem is made of; the target in one of the three ways of ../ops/matrix_regression/problem.h, with a
 // teacher's queries and keys in the place of its rows and columns.
