@@ -5,7 +5,7 @@ python benchmarks/attention.py            # the figures of the README: about 15 
 python benchmarks/attention.py --quick    # a look, within 30 seconds; writes only where --output says
 python benchmarks/report.py               # the table in the README from the results
 python benchmarks/attention.py --shapes   # the figures of docs/attention.md at many shapes, with a picture: about an hour
-python benchmarks/attention.py --types    # bfloat16 and float64 at a few shapes
+python benchmarks/attention.py --types    # bfloat16 and float64 at a few shapes, for docs/attention.md: about 10 minutes
 python benchmarks/attention.py --pieces forward --queries 1 4 --lengths 512 2048 8192 --heads 1 16 --output FILE  # few queries
 python benchmarks/attention.py --compiled --pieces forward backward --lengths 2048 --output FILE  # torch.compile, FlexAttention
 """
@@ -133,7 +133,7 @@ def hold_against_peak(peak: dict[str, float], again: dict[str, float], timings: 
 
 def main(command_line: list[str] | None = None) -> None:
     options = arguments(command_line)
-    name = "attention_shapes" if options.shapes else "attention"
+    name = "attention_shapes" if options.shapes else "attention_types" if options.types else "attention"
     result: dict[str, Any] = {"schema": SCHEMA, "benchmark": name, **header(options.threads)}
     if options.shapes:
         result["read_gb_s"] = read_bandwidth(options.threads)

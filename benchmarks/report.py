@@ -100,6 +100,17 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n\n".join(text)
 
 
+def types_markdown(result: dict[str, Any]) -> str:
+    """As `markdown`, without memory; the peak is float32's, and no limit of bfloat16."""
+    threads = sorted({entry["threads"] for entry in result["timings"]})
+    peak = ", ".join(f"{result['peak_gflops'][str(n)]:.0f}" for n in threads if str(n) in result["peak_gflops"])
+    text = (
+        f"{where(result)} Each cell: PyTorch's time over ours, and in parentheses our GF/s on the standard count of flop, with"
+        f" {' and '.join(map(str, threads))} thread{'s' if threads != [1] else ''}; the float32 FMA peak is {peak} GF/s."
+    )
+    return "\n\n".join([text, timing_table(result["timings"])])
+
+
 def shapes_markdown(result: dict[str, Any]) -> str:
     """Lowest and median ratio over lengths and B·H, and the best share of the peak; a row for each piece, mask and lengths."""
     timings = result["timings"]
@@ -304,6 +315,7 @@ RENDERERS = {
     "attention": markdown,
     "attention_gpu": gpu_markdown,
     "attention_shapes": shapes_markdown,
+    "attention_types": types_markdown,
     "loss": loss_markdown,
     "curvature": curvature_markdown,
     "map_solvers": map_solvers_markdown,
@@ -314,12 +326,16 @@ PAGES = {
     "attention_cpu.json": "README.md",
     "attention_gpu.json": "README.md",
     "attention_cpu_shapes.json": "docs/attention.md",
+    "attention_cpu_types.json": "docs/attention.md",
+    "attention_cpu_avx512_one_thread.json": "docs/attention.md",
     "loss_cpu.json": "docs/losses.md",
     "curvature_cpu.json": "docs/optim.md",
     "map_solvers_cpu.json": "docs/matrix_regression.md",
     "matrix_regression_cpu.json": "docs/matrix_regression.md",
     "optimizers_cpu.json": "docs/optim.md",
 }
+
+MARKERS = {"attention_cpu_avx512_one_thread.json": "attention_avx512"}  # of a benchmark's second file; else the benchmark's name
 
 
 def main(command_line: list[str] | None = None) -> int:
@@ -334,7 +350,8 @@ def main(command_line: list[str] | None = None) -> int:
     differ = False
     for results, page in [(options.results, options.page)] if options.results else pairs:
         result, text = json.loads(results.read_text()), page.read_text()
-        wanted = replaced(text, result["benchmark"], RENDERERS[result["benchmark"]](result))
+        marker = result["benchmark"] if options.results else MARKERS.get(results.name, result["benchmark"])
+        wanted = replaced(text, marker, RENDERERS[result["benchmark"]](result))
         if options.check and text != wanted:
             differ = True
             print(f"{page} does not show {results}: run python benchmarks/report.py", file=sys.stderr)

@@ -31,14 +31,16 @@ static void forward_block(const AttentionParameters& p, const Problem& problem, 
   constexpr int64_t lanes = kVectors * kLanes<T>;
   T *const scores = s.scores, *const weights = s.weights;
   Vec<T> correction[kVectors];
-  weigh_online<E, kTwoSided, kVectors>(p, problem, block, in.key, panel, scores, weights, correction);
+  const bool as_pairs = kPairs<E> && p.dropout_p == 0;
+  weigh_online<E, kTwoSided, kVectors>(p, problem, block, in.key, panel, scores, weights, correction,
+                                       as_pairs ? s.pairs : nullptr);
   if (p.dropout_p > 0) {
     fill_dropout<T, Lanes::queries>(p, problem.seed, block, weights, lanes);
     multiply_by<T>(weights, block.rows * lanes, scores);
   }
   accumulate_values<E, kVectors>(block.rows, p.value_size, in.value,
-                                 weight_factors<E, kVectors>(block.rows, scores, s.pairs), {nullptr, 0}, nullptr,
-                                 correction, panel.output);
+                                 as_pairs ? s.pairs : weight_factors<E, kVectors>(block.rows, scores, s.pairs),
+                                 {nullptr, 0}, nullptr, correction, panel.output);
 }
 
 struct Forward {

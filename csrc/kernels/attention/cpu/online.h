@@ -61,28 +61,52 @@ static void finish_panel(const AttentionParameters& p, int64_t b, int64_t first,
   }
 }
 
+// The maximum of a tile's rows as a tree, whose depth and not length is waited for.
+template <class T, bool kTwoSided, int kVectors>
+RESCALED_INLINE void highest_of(const Tile<T, kTileRows, kVectors>& c, Vec<T>* highest) {
+  RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) {
+    Vec<T> x[kTileRows];
+    RESCALED_UNROLL for (int r = 0; r < kTileRows; ++r) x[r] = kTwoSided ? absolute(c[r][j]) : c[r][j];
+    RESCALED_UNROLL for (int half = kTileRows / 2; half > 0; half /= 2) RESCALED_UNROLL for (int r = 0; r < half; ++r)
+        x[r] = maximum(x[r], x[r + half]);
+    highest[j] = maximum(highest[j], x[0]);
+  }
+}
+
 // The scores of a block, and their maximum (two-sided: of their absolute value) into `top`.
 template <class E, bool kTwoSided, int kVectors, class T = Sum<E>>
 static __attribute__((noinline)) void score_block(int64_t rows, int64_t depth, Rows<E> key, const E* query,
                                                   [[maybe_unused]] T scale, T* scores, Vec<T>* top) {
   constexpr int64_t lanes = kVectors * kLanes<T>;
-  if constexpr (kPairs<E>)
-    product_block<E, kVectors>(rows, depth, false, key, query, scores);
-  else
+  Vec<T> highest[kVectors];
+  RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) highest[j] = top[j];
+  const auto take = [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r) RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) {
+        const Vec<T> s = scaled<E>(scale, load(scores + r * lanes + j * kLanes<T>));
+        if constexpr (kPairs<E>) store<T>(scores + r * lanes + j * kLanes<T>, s);
+        highest[j] = maximum(highest[j], kTwoSided ? absolute(s) : s);
+      }
+  };
+  if constexpr (kPairs<E>) {
+    for (int64_t i = 0; i < rows; i += kTileRows) {  // a few rows at a time, so that they are still near
+      const int64_t left = rows - i, count = left < kTileRows ? left : kTileRows;
+      product_block<E, kVectors>(count, depth, false, after(key, i), query, scores + i * lanes);
+      take(i, i + count);
+    }
+  } else {
+    // Rows whose maximum is taken in their tile. Beside the accumulators the maxima have registers left with AVX-512 (1
+    // % faster than a pass of their own), with AVX2 not (2 % slower). Not those of a last tile, which has rows of
+    // padding.
+    const int64_t in_tile = kVectorBytes == 64 ? rows / kTileRows * kTileRows : 0;
     for (int64_t i = 0; i < rows; i += kTileRows) {
       Tile<T, kTileRows, kVectors> c;
       tile_clear<T, kTileRows, kVectors>(c);
       multiply<T, kTileRows, kVectors, false>(depth, key.data + i * key.ld, key.ld, query, lanes, c);
       tile_store<T, kTileRows, kVectors>(c, scores + i * lanes, lanes);
+      if (i < in_tile) highest_of<T, kTwoSided, kVectors>(c, highest);
     }
-  // In a pass of its own: beside the tile's accumulators the maxima have no registers left (2 % faster with AVX2).
-  Vec<T> highest[kVectors];
-  RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) highest[j] = top[j];
-  for (int64_t r = 0; r < rows; ++r) RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) {
-      const Vec<T> s = scaled<E>(scale, load(scores + r * lanes + j * kLanes<T>));
-      if constexpr (kPairs<E>) store<T>(scores + r * lanes + j * kLanes<T>, s);
-      highest[j] = maximum(highest[j], kTwoSided ? absolute(s) : s);
-    }
+    take(in_tile, rows);
+  }
   RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) top[j] = highest[j];
 }
 
@@ -126,49 +150,72 @@ static void refer(const AttentionParameters& p, const Problem& problem, Block bl
   }
 }
 
-// Scores to weights a c 2^-reference in place; their sums relative to 2^-reference.
-template <class T, bool kTwoSided, int kVectors>
+// A score's weight a c 2^-reference; `weights`: its log weights, where it has them. Adds to the sums.
+template <class T, bool kTwoSided>
+RESCALED_INLINE Vec<T> exponentiate(bool odd_kind, Vec<T> score, const T* weights, Vec<T> reference, Vec<T>& normalizer,
+                                    Vec<T>& balance) {
+  if constexpr (!kTwoSided) {
+    const Vec<T> a = exp2_vector<T>(score - reference);
+    normalizer += a;
+    return a;
+  } else {
+    Vec<T> even, odd;
+    if (weights) {
+      const Weight<T> weight = split_weight<T>(load(weights) - reference);
+      two_sided<T>(score, weight.exponent, even, odd);
+      even *= weight.factor, odd *= weight.factor;
+    } else {
+      two_sided<T>(score, -reference, even, odd);
+    }
+    normalizer += even, balance += odd;
+    return odd_kind ? odd : even;
+  }
+}
+
+// Scores to weights, in place or as pairs of rows; their sums relative to 2^-reference.
+template <class E, bool kTwoSided, int kVectors, class T = Sum<E>>
 static __attribute__((noinline)) void exponentiate_block(bool odd_kind, int64_t rows, const T* weights,
-                                                         const Vec<T>* reference, T* scores, Vec<T>* normalizer,
-                                                         Vec<T>* balance) {
+                                                         const Vec<T>* reference, T* scores, [[maybe_unused]] E* pairs,
+                                                         Vec<T>* normalizer, Vec<T>* balance) {
   constexpr int64_t lanes = kVectors * kLanes<T>;
   Vec<T> shift[kVectors], sum[kVectors] = {},
                           odd_sum[kVectors] = {};  // in registers: the stores below may alias anything
   RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) shift[j] = reference[j];
-  for (int64_t r = 0; r < rows; ++r) RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) {
-      const int64_t at = r * lanes + j * kLanes<T>;
-      if constexpr (!kTwoSided) {
-        const Vec<T> a = exp2_vector<T>(load(scores + at) - shift[j]);
-        sum[j] += a;
-        store<T>(scores + at, a);
-      } else {
-        Vec<T> even, odd;
-        if (weights) {
-          const Weight<T> weight = split_weight<T>(load(weights + at) - shift[j]);
-          two_sided<T>(load(scores + at), weight.exponent, even, odd);
-          even *= weight.factor, odd *= weight.factor;
-        } else {
-          two_sided<T>(load(scores + at), -shift[j], even, odd);
-        }
-        sum[j] += even;
-        odd_sum[j] += odd;
-        store<T>(scores + at, odd_kind ? odd : even);
+  const auto weight = [&](int64_t r, int j) {
+    const int64_t at = r * lanes + j * kLanes<T>;
+    return exponentiate<T, kTwoSided>(odd_kind, load(scores + at), weights ? weights + at : nullptr, shift[j], sum[j],
+                                      odd_sum[j]);
+  };
+  int64_t r = 0;
+#if defined(__AVX512BF16__)
+  if (pairs) {
+    const auto put = [&](int64_t at, int j, Vec<T> x, Vec<T> y) {
+      _mm512_storeu_si512(pairs + at / 2 * lanes + j * kLanes<T>, join_lanes(x, y));
+    };
+    for (; r + 2 <= rows; r += 2) RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) {
+        const Vec<T> x = weight(r, j);
+        put(r, j, x, weight(r + 1, j));
       }
-    }
+    for (const int64_t padded = 2 * depth_of<E>(rows); r < padded; r += 2)
+      RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) put(r, j, r < rows ? weight(r, j) : Vec<T>{}, Vec<T>{});
+  }
+#endif
+  for (; r < rows; ++r)
+    RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) store<T>(scores + r * lanes + j * kLanes<T>, weight(r, j));
   RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) normalizer[j] = sum[j], balance[j] = odd_sum[j];
 }
 
-// A block's weights in `scores`, relative to the panel's new reference, and its sums with them; 2^(old - new reference)
-// in `correction`. Does the block have log weights? They are in `weights`.
+// A block's weights in `scores` (or `pairs`, where they are wanted), relative to the panel's new reference, and its
+// sums with them; 2^(old - new reference) in `correction`. Does the block have log weights? They are in `weights`.
 template <class E, bool kTwoSided, int kVectors, class T = Sum<E>>
 static bool weigh_online(const AttentionParameters& p, const Problem& problem, Block block, Rows<E> key,
-                         ForwardPanel<E>& panel, T* scores, T* weights, Vec<T>* correction) {
+                         ForwardPanel<E>& panel, T* scores, T* weights, Vec<T>* correction, E* pairs = nullptr) {
   Vec<T> reference[kVectors], normalizer[kVectors], balance[kVectors];
   const bool has_weights = weighted(p, block.query, block.key + block.rows - 1);
   refer<E, kTwoSided, kVectors>(p, problem, block, has_weights, key, panel.query, panel.reference, scores, weights,
                                 reference, correction);
-  exponentiate_block<T, kTwoSided, kVectors>(p.kind == Kind::sinh, block.rows, has_weights ? weights : nullptr,
-                                             reference, scores, normalizer, balance);
+  exponentiate_block<E, kTwoSided, kVectors>(p.kind == Kind::sinh, block.rows, has_weights ? weights : nullptr,
+                                             reference, scores, pairs, normalizer, balance);
   RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) {
     T *n = panel.normalizer + j * kLanes<T>, *b = panel.balance + j * kLanes<T>;
     store<T>(n, load(n) * correction[j] + normalizer[j]);

@@ -8,16 +8,19 @@ namespace rescaled::RESCALED_ISA {
 namespace {
 
 // A block of scores, 12 KB in float, shares the first-level cache with the query panel: 64 keys are 10 % faster than
-// 256 on a 48 KB cache (Sapphire Rapids, measured), and no slower elsewhere.
+// 256 on a 48 KB cache (Sapphire Rapids, measured), and no slower elsewhere. Tiles are fast: what happens once a block
+// has to be rare (512 keys are 5 % faster than 256, 1024 no faster where the mask is causal).
 #if defined(__AMX_BF16__)
-constexpr int64_t kKeyBlock = 256;  // tiles are fast: what happens once a block has to be rare
+constexpr int64_t kKeyBlock = 512;
+constexpr int kPanelsPerTask = 8;
 #else
 constexpr int64_t kKeyBlock = 64;
-#endif
 constexpr int kPanelsPerTask = 4;
+#endif
 
 // The panels of a task share what is read of keys and values: measured with AVX2, four panels a task are 3-6 % faster
-// than one where heads lie next to each other in memory, 10-15 % where they are interleaved, and eight no faster.
+// than one where heads lie next to each other in memory, 10-15 % where they are interleaved, and eight no faster. Where
+// tiles want them packed, eight are 5 % faster than four.
 template <class E>
 RESCALED_INLINE bool packs(const AttentionParameters& p) {
   if (kPairs<E>) return true;
@@ -62,23 +65,27 @@ RESCALED_INLINE void with_vectors(int64_t count, Function f) {
 }
 
 // How the panels of one matrix of queries are cut into tasks, by shape alone: `single` tasks of one panel, the first
-// queries, then `groups` of up to `each`. The groups run first and the singles fill the threads that are done early;
-// where there are many matrices their number does that, and where keys are packed singles would pack them anew. Pairs
-// always are: their groups are smaller where there would be fewer than four.
+// queries, then `groups` of up to `each`. The groups run first and the singles fill the threads that are done early. A
+// single reads all keys for itself (with one thread 2 % of the forward where each fourth panel was one), so that all
+// matrices together have about eight; where there are many matrices their number fills the threads, and where keys are
+// packed singles would pack them anew. Pairs always are: their groups are smaller where there would be too few.
 struct PanelCut {
   int64_t singles, groups, each = kPanelsPerTask;
 };
 template <class E>
 RESCALED_INLINE PanelCut panel_cut(const AttentionParameters& p) {
-  constexpr int64_t lanes = kPanelLanes<E>, singles = 2 * kPanelsPerTask, many = 8;
-  const int64_t panels = (p.queries + lanes - 1) / lanes;
+  constexpr int64_t lanes = kPanelLanes<E>, all_singles = 2 * kPanelsPerTask, many = 8;
+  const int64_t panels = (p.queries + lanes - 1) / lanes, matrices = p.kv_batches * p.group;
   if (kPairs<E>) {
-    const int64_t wanted = p.kv_batches * p.group * panels / 4, each = wanted < 1                ? 1
-                                                                       : wanted < kPanelsPerTask ? wanted
-                                                                                                 : kPanelsPerTask;
+    const int64_t all = matrices * panels, small = kPanelsPerTask < 4 ? kPanelsPerTask : 4,
+                  each = all >= 16 * kPanelsPerTask ? kPanelsPerTask
+                         : all >= 4 * small         ? small
+                         : all >= 8                 ? all / 4
+                                                    : 1;
     return {0, (panels + each - 1) / each, each};
   }
-  if (packs<E>(p) || p.kv_batches * p.group >= many) return {0, (panels + kPanelsPerTask - 1) / kPanelsPerTask};
+  if (packs<E>(p) || matrices >= many) return {0, (panels + kPanelsPerTask - 1) / kPanelsPerTask};
+  const int64_t singles = all_singles / (matrices > 1 ? matrices : 1);
   if (panels <= singles) return {panels, 0};
   const int64_t groups = (panels - singles) / kPanelsPerTask;
   return {panels - groups * kPanelsPerTask, groups};
@@ -104,7 +111,7 @@ RESCALED_INLINE PanelTask panel_task(const AttentionParameters& p, int64_t task)
   return {task / tasks, panel * lanes, lanes, single ? 1 : static_cast<int>(left < cut.each ? left : cut.each)};
 }
 
-// Where keys and values are packed when they cannot be read in place. Pairs always are: the products with values sum
+// Where keys and values are packed when they cannot be read in place. Pairs of values always are: their products sum
 // over keys, so that pairs of keys have to be neighbors.
 template <class E>
 struct PanelScratch {
@@ -142,6 +149,8 @@ BlockRows<Pair> block_rows<Pair>(const AttentionParameters& p, const Problem& pr
                                  const PanelScratch<Pair>& s) {
   const auto keys = [&](InputView m, Pair* to) {
     const int64_t ld = key_ld<Pair>(p);
+    if (m && m.column == 1 && m.row % 2 == 0 && p.head_size % kPairColumns == 0 && rows % kTileRows == 0)
+      return Rows<Pair>{static_cast<const Pair*>(from_row(m, first).data), m.row / 2};
     if (m)
       pack_pairs<false>(from_row(m, first), rows, p.head_size, round_up(rows, kTileRows), depth_of<Pair>(p.head_size),
                         to, ld);
