@@ -301,7 +301,7 @@ def test_derivative_of_a_solution():
 
 
 @pytest.mark.parametrize(
-    ("kind", "form", "rank"), [("exp", "normalized", None), ("signed", "normalized", None), ("exp", "rescaled", 1)]
+    ("kind", "form", "rank"), [("exp", "normalized", None), ("signed", "normalized", None), ("exp", "rescaled", None)]
 )
 def test_derivative_of_an_attention_solution(kind, form, rank):
     A1, X, A2, A3, _, B = planted_attention(kind, n=30, d=2, dv=2, noise=0.002)

@@ -251,13 +251,17 @@ class AttentionPlace : public Place {
       const Tensor sums = attention_forward(here, other).output;
       parts.push_back(sums.view({sums.size(0), sums.size(1), some_outputs.size(-1), d2}));
     }
-    const Tensor J = parts.size() == 1 ? parts[0] : at::cat(parts, 2);
-    const auto outer = [](const Tensor& a, const Tensor& b) { return a.unsqueeze(-1) * b.unsqueeze(-2); };
-    if (x.form == "rescaled") return column(column(some(weight_, 1))) * (J - outer(some(x.B, 1), r_keys));
-    const Tensor turned = J - outer(some(at::matmul(saved_.output, Y()), 1), n_keys);  // of W Y
-    if (!inverse_.defined()) return turned;
-    const Tensor balance = r_keys - column(some(saved_.balance, 1)) * n_keys;
-    return column(column(some(inverse_, 1))) * (turned - outer(some(outputs_, 1), balance));
+    // In place from here: the largest array there is.
+    Tensor J = parts.size() == 1 ? parts[0] : at::cat(parts, 2);
+    const auto less = [&](const Tensor& a, const Tensor& b) { J.addcmul_(a.unsqueeze(-1), b.unsqueeze(-2), -1); };
+    if (x.form == "rescaled") {
+      less(some(x.B, 1), r_keys);
+      return J.mul_(column(column(some(weight_, 1))));
+    }
+    less(some(at::matmul(saved_.output, Y()), 1), n_keys);  // of W Y
+    if (!inverse_.defined()) return J;
+    less(some(outputs_, 1), r_keys - column(some(saved_.balance, 1)) * n_keys);
+    return J.mul_(column(column(some(inverse_, 1))));
   }
   // Which keys every `stride`-th row has.
   Tensor with_causal(const Tensor& mask, int64_t stride) const {

@@ -33,6 +33,7 @@ void check(const char* op, const Tensor& A1, const Tensor& A2, const Tensor& A3,
   RESCALED_CHECK(VALUE, A3.size(-2) == A2.size(-2), op, "A3 with as many rows as A2, ", A2.size(-2), ", got ",
                  shape(A3));
   RESCALED_CHECK(VALUE, B.size(-2) == A1.size(-2), op, "B with as many rows as A1, ", A1.size(-2), ", got ", shape(B));
+  RESCALED_CHECK(VALUE, B.size(-1) > 0, op, "B with columns, got ", shape(B));
   if (X0.defined())
     RESCALED_CHECK(VALUE, X0.size(-2) == A1.size(-1) && X0.size(-1) == A2.size(-1), op,
                    "X0 of shape [*, columns of A1, columns of A2] = [*, ", A1.size(-1), ", ", A2.size(-1), "], got ",
