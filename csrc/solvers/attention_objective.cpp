@@ -80,7 +80,7 @@ class AttentionPlace : public Place {
     const double* const total = totals.const_data_ptr<double>();
     loss = total[0], magnitude = total[1], log_sum = total[2] / std::max(total[3], 1.);
     if (inverse_.defined() && inverse_.numel() > 0) spread = wide(x.group.largest(inverse_.abs().max())).item<double>();
-    if (penalized()) loss += penalty_scale() * .5 * (X_ * weighed(X_)).sum().item<double>();
+    if (penalty().there()) loss += penalty().weight(log_scale) * penalty().loss(X_);
   }
 
   const Tensor& output_weights() const { return Y_; }
@@ -102,7 +102,7 @@ class AttentionPlace : public Place {
     if (gradient_.defined()) return gradient_;
     curve(full_);
     Tensor g = gathered(residual_);
-    if (penalized()) g = g + penalty_scale() * weighed(X_);
+    if (penalty().there()) g = g + penalty().weight(log_scale) * penalty().product(X_);
     gradient_ = with_outputs(g, residual_);
     return gradient_;
   }
@@ -122,7 +122,7 @@ class AttentionPlace : public Place {
       moved = moved - at::matmul(features_, along.to(features_.options()));
     }
     Tensor out = gathered(moved);
-    if (penalized()) out = out + penalty_scale() * weighed(V);
+    if (penalty().there()) out = out + penalty().weight(log_scale) * penalty().product(V);
     return with_outputs(out, moved);
   }
 
@@ -140,7 +140,7 @@ class AttentionPlace : public Place {
                  share = static_cast<double>(A1.size(1)) / static_cast<double>(std::max<int64_t>(x.A1.size(1), 1));
     if (trace > 0) by_key = by_key / (trace * share);
     std::vector<KroneckerBlock> out = {{sums.slice(0, 0, d1 * d1).view({d1, d1}), by_key, of_.grams_.left,
-                                        of_.grams_.right, penalized() ? penalty_scale() : 0}};
+                                        of_.grams_.right, penalty().weight(log_scale)}};
     if (x.joint) {
       const Tensor one = at::eye(x.B.size(-1), at::kDouble);
       out.push_back({gram_, one, gram_, one, 0});
@@ -149,13 +149,7 @@ class AttentionPlace : public Place {
   }
 
  private:
-  bool penalized() const { return of_.data_.regularization != 0; }
-  double penalty_scale() const { return of_.data_.regularization * std::exp(-log_scale); }
-  Tensor weighed(const Tensor& V) const {  // (A1^T A1) V (A2^T A2), summed
-    const Tensor &A1 = of_.data_.A1, &A2 = of_.data_.A2;
-    const Tensor inside = at::matmul(at::matmul(A1.mT(), A1), V.to(A1.options()));
-    return wide(of_.data_.group.sum(at::matmul(inside, at::matmul(A2.mT(), A2)).sum(0)));
-  }
+  const Penalty& penalty() const { return of_.penalty_; }
   Tensor with_outputs(const Tensor& map, const Tensor& cotangent) const {
     if (!of_.data_.joint) return map.flatten();
     const Tensor by_output = wide(of_.data_.group.sum(at::matmul(flat(features_).mT(), flat(cotangent))));
@@ -197,7 +191,7 @@ class AttentionPlace : public Place {
         second[3] + attention_backward({at::matmul(moved, Y().mT()) + at::matmul(residual_, change.mT()), {}, {}},
                                        point_, saved_, settings_, {true, false, false, false})[0];
     Tensor out = wide(x.group.sum(at::matmul(flat(x.A1).mT(), flat(rows))));
-    if (penalized()) out = out + penalty_scale() * weighed(V);
+    if (penalty().there()) out = out + penalty().weight(log_scale) * penalty().product(V);
     return x.joint ? at::cat({out.flatten(), by_output(residual_, moved).flatten()}) : out.flatten();
   }
 
@@ -286,8 +280,10 @@ class AttentionPlace : public Place {
   int64_t stride_ = 1;
 };
 
-AttentionObjective::AttentionObjective(AttentionData data)
-    : data_(std::move(data)), grams_(data_.A1, data_.A2, data_.group) {}
+AttentionObjective::AttentionObjective(AttentionData data, Grams grams)
+    : data_(std::move(data)),
+      grams_(std::move(grams)),
+      penalty_(data_.A1, data_.A2, data_.regularization, data_.group) {}
 
 std::unique_ptr<Place> AttentionObjective::at(const Tensor& unknowns) const {
   return std::make_unique<AttentionPlace>(*this, unknowns);

@@ -18,7 +18,7 @@ struct AttentionData {
 
 class AttentionObjective : public Objective {
  public:
-  explicit AttentionObjective(AttentionData data);
+  AttentionObjective(AttentionData data, Grams grams);
   int64_t size() const override { return map_size() + (data_.joint ? output_size() : 0); }
   int64_t map_size() const { return data_.A1.size(-1) * data_.A2.size(-1); }
   int64_t output_size() const { return data_.A3.size(-1) * data_.B.size(-1); }
@@ -33,6 +33,7 @@ class AttentionObjective : public Objective {
     return grams_.logits / static_cast<double>(std::max<int64_t>(data_.A2.size(1), 1)) *
            static_cast<double>(data_.B.size(-1));
   }
+  const Grams& grams() const { return grams_; }
   // The best Y [d3, dv] for these unknowns, or theirs.
   Tensor output_weights(const Tensor& unknowns) const;
 
@@ -40,6 +41,7 @@ class AttentionObjective : public Objective {
   friend class AttentionPlace;
   AttentionData data_;
   Grams grams_;
+  Penalty penalty_;
 };
 
 }  // namespace torch_rescaled::solvers

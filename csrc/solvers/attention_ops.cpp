@@ -7,6 +7,7 @@
 
 #include <cmath>
 
+#include "../ops/batch.h"
 #include "../ops/check.h"
 #include "map_implicit.h"
 
@@ -54,6 +55,11 @@ void check(const char* op, const Tensor& A1, const Tensor& A2, const Tensor& A3,
                  "method 'auto', 'projection' or 'joint', got '", method, "'");
 }
 
+std::vector<int64_t> leading(const Tensor& A1, const Tensor& A2, const Tensor& A3, const Tensor& B,
+                             const Tensor& mask) {
+  return concrete(leading_sizes({{A1, 2}, {A2, 2}, {A3, 2}, {B, 2}, {mask, 2}}));
+}
+
 AttentionData data_of(const MapBatch& batch, int64_t i, const Tensor& A1, const Tensor& A2, const Tensor& A3,
                       const Tensor& B, const Tensor& mask, const ImplicitSettings& x,
                       std::optional<c10::string_view> group) {
@@ -75,7 +81,7 @@ using AttentionSolve = Seven(const Tensor& A1, const Tensor& A2, const Tensor& A
                              MAP_SOLVE_ARGUMENTS);
 
 Seven solve(const Tensor& A1, const Tensor& A2, const Tensor& A3, const Tensor& B, MAP_SOLVE_ARGUMENTS) {
-  const MapBatch batch(map_sizes({A1, A2, A3, B, defined_or(mask)}), sample_dims);
+  const MapBatch batch(leading(A1, A2, A3, B, defined_or(mask)), sample_dims);
   const ImplicitSettings settings{is_causal, method == "joint", regularization, std::string(kind), std::string(form)};
   const MapResults found = solve_maps(
       batch, A1.device().is_cpu() && !group && A1.size(-2) * A2.size(-2) * batch.samples() <= kSmallMap,
@@ -121,7 +127,7 @@ struct AttentionImplicit {
 
   static ImplicitProblem problem(const Settings& x, const variable_list& in, const variable_list& out) {
     const Tensor mask = in[4];
-    const MapBatch batch(map_sizes({in[0], in[1], in[2], in[3], mask}), x.sample_dims);
+    const MapBatch batch(leading(in[0], in[1], in[2], in[3], mask), x.sample_dims);
     ImplicitProblem p;
     p.inputs = {in[0].detach(), in[1].detach(), in[2].detach(), in[3].detach()};
     p.unknowns = map_unknowns(out[0], out[2], out[3], x.rank);
@@ -172,23 +178,24 @@ Seven solve_attention_regression(const Tensor& A1, const Tensor& A2, const Tenso
                                  MAP_SOLVE_PUBLIC) {
   const char* op = "solve_attention_regression";
   check(op, A1, A2, A3, B, defined_or(X0), defined_or(attn_mask), kind, form, method);
-  const std::vector<int64_t> full = map_sizes({A1, A2, A3, B, defined_or(attn_mask)});
+  const std::vector<int64_t> full = leading(A1, A2, A3, B, defined_or(attn_mask));
   const std::vector<c10::SymInt> sizes(full.begin(), full.end());
   for (const auto& [name, t] : {std::pair<const char*, const Tensor&>{"A1", A1}, {"A2", A2}, {"A3", A3}, {"B", B}})
     check_leading(op, name, t, 2, sizes);
+  const auto aligned = [&](const Tensor& t) { return with_rank(t, static_cast<int64_t>(full.size()) + 2); };
   const double tolerance = ftol.value_or(default_ftol(accumulation_type(A1)));
   const int64_t most = chunk.value_or(max_iterations + 1);
-  const MaybeTensor mask = maybe(map_aligned(defined_or(attn_mask), full));
+  const MaybeTensor mask = maybe(aligned(defined_or(attn_mask)));
   check_map_options(op, full, A1.size(-1), A2.size(-1), X0, mask, state, is_causal, regularization, kind, form, rank,
                     sample_dims, method, max_iterations, cg_iterations, gtol, tolerance, xtol, damping, group, most);
   const std::vector<int64_t> problems(full.begin(), full.end() - sample_dims);
   if (X0.has_value()) check_leading(op, "X0", *X0, 2, {problems.begin(), problems.end()});
-  const MaybeTensor start = maybe(map_aligned(defined_or(X0), problems)),
+  const MaybeTensor start = maybe(with_rank(defined_or(X0), static_cast<int64_t>(problems.size()) + 2)),
                     from = maybe(with_rank(defined_or(state), static_cast<int64_t>(problems.size()) + 1));
   static const auto run = handle<AttentionSolve>("torch_rescaled::_solve_attention_regression");
-  return run.call(map_aligned(A1, full), map_aligned(A2, full), map_aligned(A3, full), map_aligned(B, full), start,
-                  mask, from, is_causal, regularization, kind, form, rank, sample_dims, method, max_iterations,
-                  cg_iterations, gtol, tolerance, xtol, damping, group, most);
+  return run.call(aligned(A1), aligned(A2), aligned(A3), aligned(B), start, mask, from, is_causal, regularization, kind,
+                  form, rank, sample_dims, method, max_iterations, cg_iterations, gtol, tolerance, xtol, damping, group,
+                  most);
 }
 
 }  // namespace

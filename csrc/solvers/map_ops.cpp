@@ -115,20 +115,6 @@ void check_map_options(const char* op, const std::vector<int64_t>& full, int64_t
     RESCALED_CHECK(TYPE, state->scalar_type() == at::kDouble, op, "state of dtype float64, got ", state->scalar_type());
 }
 
-std::vector<int64_t> map_sizes(const std::vector<Tensor>& tensors) {
-  std::vector<int64_t> full;
-  for (const Tensor& t : tensors) {
-    if (!t.defined()) continue;
-    const int64_t rank = t.dim() - 2, missing = rank - static_cast<int64_t>(full.size());
-    if (missing > 0) full.insert(full.begin(), static_cast<size_t>(missing), 1);
-    for (int64_t i = 1; i <= rank; ++i)
-      if (t.size(rank - i) != 1) full[full.size() - static_cast<size_t>(i)] = t.size(rank - i);
-  }
-  return full;
-}
-Tensor map_aligned(const Tensor& t, const std::vector<int64_t>& full) {
-  return with_rank(t, static_cast<int64_t>(full.size()) + 2);
-}
 double default_ftol(at::ScalarType type) { return type == at::kDouble ? 1e-12 : 1e-8; }
 
 }  // namespace torch_rescaled::solvers

@@ -55,11 +55,9 @@ MapResults solve_maps(const MapBatch& batch, bool side_by_side, const at::Tensor
                       const std::function<std::unique_ptr<MapTask>(int64_t)>& task,
                       const std::function<Tensor(int64_t)>& start);
 
-// What the public operators check and fill in alike: options, and tensors with equally many leading dimensions.
+// What the public operators check and fill in alike.
 void check_map_options(const char* op, const std::vector<int64_t>& full, int64_t rows, int64_t columns,
                        MAP_SOLVE_ARGUMENTS);
-std::vector<int64_t> map_sizes(const std::vector<Tensor>& tensors);  // leading, that all broadcast to
-Tensor map_aligned(const Tensor& t, const std::vector<int64_t>& full);
 double default_ftol(at::ScalarType type);
 
 }  // namespace torch_rescaled::solvers

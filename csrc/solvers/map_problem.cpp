@@ -61,10 +61,10 @@ MatrixTask::MatrixTask(const MatrixData& data, const MatrixSettings& settings, s
   std::unique_ptr<Objective> first;
   if (settings.form == "rescaled") {
     first_settings_.form = "normalized";
-    first = std::make_unique<MatrixObjective>(data, first_settings_);
+    first = std::make_unique<MatrixObjective>(data, first_settings_, grams_);
   }
-  adopt(std::make_unique<MatrixObjective>(data, settings), std::move(first), data.A1.size(-1), data.point.key.size(-1),
-        rank);
+  adopt(std::make_unique<MatrixObjective>(data, settings, grams_), std::move(first), data.A1.size(-1),
+        data.point.key.size(-1), rank);
   problem_.form = form_number(settings.form), problem_.two_sided = settings.kind != "exp";
 }
 Tensor MatrixTask::target_start() const {
@@ -75,14 +75,15 @@ AttentionTask::AttentionTask(const AttentionData& data, std::optional<int64_t> r
     : data_(data), grams_(data.A1, data.A2, data.group) {
   AttentionData first = data, alone = data;
   alone.joint = false;
-  reduced_ = std::make_unique<AttentionObjective>(alone);
+  reduced_ = std::make_unique<AttentionObjective>(alone, grams_);
   std::unique_ptr<Objective> normalized;
   if (data.form == "rescaled") {
     first.form = alone.form = "normalized";
-    first_reduced_ = std::make_unique<AttentionObjective>(alone);
-    normalized = std::make_unique<AttentionObjective>(first);
+    first_reduced_ = std::make_unique<AttentionObjective>(alone, grams_);
+    normalized = std::make_unique<AttentionObjective>(first, grams_);
   }
-  adopt(std::make_unique<AttentionObjective>(data), std::move(normalized), data.A1.size(-1), data.A2.size(-1), rank);
+  adopt(std::make_unique<AttentionObjective>(data, grams_), std::move(normalized), data.A1.size(-1), data.A2.size(-1),
+        rank);
   problem_.form = form_number(data.form), problem_.two_sided = data.kind != "exp";
 }
 Tensor AttentionTask::target_start() const { return attention_start(reduced(), data_); }

@@ -106,8 +106,8 @@ Tensor exponential_start(const MatrixObjective& objective, const MatrixData& dat
 }
 
 // Where u is constant, the direction in which the loss curves down most, at the length that lowers it most.
-Tensor even_start(const MatrixObjective& objective, const MatrixData& data) {
-  const Grams grams(data.A1, data.point.key, data.group);
+Tensor even_start(const MatrixObjective& objective) {
+  const Grams& grams = objective.grams();
   const Tensor left = whitening(grams.left, kCutoff), right = whitening(grams.right, kCutoff);
   const std::unique_ptr<Place> place = objective.at(at::zeros({objective.size()}, at::kDouble));
   place->curve(/*full=*/true);
@@ -143,7 +143,7 @@ Tensor odd_start(const MatrixObjective& objective, const MatrixData& data, const
   RESCALED_CHECK(VALUE, data.point.target.defined(), "solve_matrix_regression",
                  "X0 with kind 'sinh' and a target that is not a dense B, got none");
   std::vector<Tensor> candidates;
-  const Grams grams(data.A1, data.point.key, data.group);
+  const Grams& grams = objective.grams();
   const Tensor by_row = pseudo_inverse(grams.left), by_key = pseudo_inverse(grams.right);
   const Tensor A1 = data.A1.flatten(0, -2);
   const auto summed = [&](const Tensor& a, const Tensor& b) { return wide(data.group.sum(at::matmul(a.mT(), b))); };
@@ -177,12 +177,12 @@ Tensor odd_start(const MatrixObjective& objective, const MatrixData& data, const
 
 Tensor matrix_start(const MatrixObjective& objective, const MatrixData& data, const MatrixSettings& settings) {
   if (settings.kind == "exp") return exponential_start(objective, data, settings);
-  return settings.kind == "cosh" ? even_start(objective, data) : odd_start(objective, data, settings);
+  return settings.kind == "cosh" ? even_start(objective) : odd_start(objective, data, settings);
 }
 
 Tensor attention_start(const AttentionObjective& objective, const AttentionData& data) {
   std::vector<Tensor> directions = {scattered(objective.size())};
-  const Grams grams(data.A1, data.A2, data.group);
+  const Grams& grams = objective.grams();
   // Every row attends to the keys like it.
   if (data.A1.size(-1) == data.A2.size(-1)) directions.push_back(pseudo_inverse(grams.left + grams.right).flatten());
   // Near X = 0 outputs are means of values and covariances of values and keys times X^T a: the X that gives B so, with

@@ -57,6 +57,21 @@ double Grams::mean_square(const Tensor& V) const {
   return std::max((V * at::matmul(left, at::matmul(V, right))).sum().item<double>(), 0.) / logits;
 }
 
+Penalty::Penalty(const Tensor& A1, const Tensor& A2, double weight, const Group& group)
+    : weight_(weight), group_(group) {
+  if (there()) left_ = at::matmul(A1.mT(), A1), right_ = at::matmul(A2.mT(), A2);
+}
+double Penalty::weight(double log_scale) const { return weight_ * std::exp(-log_scale); }
+Tensor Penalty::product(const Tensor& V) const {
+  return wide(group_.sum(at::matmul(at::matmul(left_, V.to(left_.options())), right_).sum(0)));
+}
+Tensor Penalty::matrix() const {
+  const int64_t d1 = left_.size(-1), d2 = right_.size(-1);
+  const Tensor right = wide(right_).expand({left_.size(0), d2, d2});
+  const Tensor sum = at::einsum("sij,skl->ikjl", {wide(left_), right}).reshape({d1 * d2, d1 * d2});
+  return wide(group_.sum(sum.to(left_.device())));
+}
+
 class MatrixPlace : public Place {
  public:
   MatrixPlace(const MatrixObjective& of, const Tensor& unknowns) : of_(of), X_(shaped(unknowns)) {
@@ -73,7 +88,7 @@ class MatrixPlace : public Place {
       Tensor most = reference.masked_fill(losses == 0, none);
       most = data().group.largest(most.numel() == 0 ? at::zeros({}, reference.options()) : most.max());
       double largest = wide(most).item<double>();
-      if (!(largest > none) || (data().regularization != 0 && largest < 0)) largest = 0;
+      if (!(largest > none) || (penalty().there() && largest < 0)) largest = 0;
       log_scale = 2 * std::log(2.) * largest;
       weight = (2 * (reference - largest).clamp_max(0)).exp2();
     }
@@ -92,13 +107,13 @@ class MatrixPlace : public Place {
     if (!scaled) misfit = total[4] / std::max(total[3], 1.);
     if (of.settings_.kind == "sinh" && sum.numel() > 0)
       spread = 1 / std::max(wide(data().group.largest(-sum.min())).item<double>() * -1, 1e-300);
-    if (penalized()) loss += penalty_scale() * .5 * (X_ * weighed(X_)).sum().item<double>();
+    if (penalty().there()) loss += penalty().weight(log_scale) * penalty().loss(X_);
   }
 
   Tensor gradient() override {
     if (gradient_.defined()) return gradient_;
     Tensor g = gathered(matrix_gradient(point_, statistics_, of_.settings_));
-    if (penalized()) g = g + penalty_scale() * weighed(X_);
+    if (penalty().there()) g = g + penalty().weight(log_scale) * penalty().product(X_);
     return gradient_ = g.flatten();
   }
 
@@ -110,7 +125,7 @@ class MatrixPlace : public Place {
   Tensor product(const Tensor& v) override {
     const Tensor V = shaped(v), direction = at::matmul(data().A1, V.to(data().A1.options()));
     Tensor out = gathered(matrix_product(point_, statistics_, moments_, direction, of_.settings_, full_));
-    if (penalized()) out = out + penalty_scale() * weighed(V);
+    if (penalty().there()) out = out + penalty().weight(log_scale) * penalty().product(V);
     return out.flatten();
   }
 
@@ -139,7 +154,7 @@ class MatrixPlace : public Place {
     const double trace = right.trace().item<double>();
     const double share = static_cast<double>(sampled_) / static_cast<double>(std::max<int64_t>(samples * rows, 1));
     if (trace > 0 && share > 0) right = right / (trace * share);
-    return {{left, right, of_.grams_.left, of_.grams_.right, penalized() ? penalty_scale() : 0}};
+    return {{left, right, of_.grams_.left, of_.grams_.right, penalty().weight(log_scale)}};
   }
 
   // sum_i (a_i a_i^T) kron (A2^T Hz_i A2), in blocks of rows: one product of pairs of columns each.
@@ -159,13 +174,7 @@ class MatrixPlace : public Place {
         },
         full);
     Tensor out = wide(data().group.sum(sum)).view({d1, d1, d2, d2}).permute({0, 2, 1, 3}).reshape({d1 * d2, d1 * d2});
-    if (penalized()) {
-      Tensor penalty = at::zeros({d1, d2, d1, d2}, at::kDouble);
-      const Tensor lefts = wide(at::matmul(data().A1.mT(), data().A1)),
-                   rights = wide(at::matmul(point_.key.mT(), point_.key));
-      penalty = at::einsum("sij,skl->ikjl", {lefts, rights.expand({lefts.size(0), d2, d2})});
-      out = out + penalty_scale() * wide(data().group.sum(penalty.to(data().A1.device()))).reshape({d1 * d2, d1 * d2});
-    }
+    if (penalty().there()) out = out + penalty().weight(log_scale) * penalty().matrix();
     return out;
   }
 
@@ -175,14 +184,7 @@ class MatrixPlace : public Place {
   };
   const MatrixData& data() const { return of_.data_; }
   Tensor shaped(const Tensor& v) const { return v.view({of_.rows_, of_.columns_}); }
-  bool penalized() const { return data().regularization != 0; }
-  double penalty_scale() const { return data().regularization * std::exp(-log_scale); }
-  // (A1^T A1) V (A2^T A2), summed.
-  Tensor weighed(const Tensor& V) const {
-    const Tensor &A1 = data().A1, &A2 = point_.key;
-    const Tensor inside = at::matmul(at::matmul(A1.mT(), A1), V.to(A1.options()));
-    return wide(data().group.sum(at::matmul(inside, at::matmul(A2.mT(), A2)).sum(0)));
-  }
+  const Penalty& penalty() const { return of_.penalty_; }
   // A1^T rows, summed, of rows in the units of the statistics.
   Tensor gathered(const Tensor& rows) const {
     return wide(data().group.sum(at::matmul(flat(data().A1).mT(), flat(rows * row_weight_))));
@@ -215,12 +217,13 @@ class MatrixPlace : public Place {
   int64_t sampled_ = 0;
 };
 
-MatrixObjective::MatrixObjective(MatrixData data, MatrixSettings settings)
+MatrixObjective::MatrixObjective(MatrixData data, MatrixSettings settings, Grams grams)
     : data_(std::move(data)),
       settings_(std::move(settings)),
       rows_(data_.A1.size(-1)),
       columns_(data_.point.key.size(-1)),
-      grams_(data_.A1, data_.point.key, data_.group) {}
+      grams_(std::move(grams)),
+      penalty_(data_.A1, data_.point.key, data_.regularization, data_.group) {}
 
 std::unique_ptr<Place> MatrixObjective::at(const Tensor& unknowns) const {
   return std::make_unique<MatrixPlace>(*this, unknowns);

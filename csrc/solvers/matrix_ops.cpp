@@ -4,6 +4,7 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include "../ops/batch.h"
 #include "../ops/check.h"
 #include "../ops/matrix_regression/checks.h"
 #include "../ops/matrix_regression/primitives.h"
@@ -26,8 +27,13 @@ struct Matrices {
 
   int64_t suffix() const { return source == "sparse" ? 1 : 2; }
   std::vector<int64_t> sizes() const {
-    const auto whole = [&](const Tensor& t) { return t.defined() && suffix() == 1 ? t.unsqueeze(-1) : t; };
-    return map_sizes({A1, A2, B, mask, whole(target_rows), whole(target_columns), whole(target_values)});
+    return concrete(leading_sizes({{A1, 2},
+                                   {A2, 2},
+                                   {B, 2},
+                                   {mask, 2},
+                                   {target_rows, suffix()},
+                                   {target_columns, suffix()},
+                                   {target_values, suffix()}}));
   }
   MatrixData data(const MapBatch& batch, int64_t i, bool is_causal, double regularization,
                   std::optional<c10::string_view> group) const {

@@ -44,8 +44,8 @@ struct MapOptions {
   double damping = 1e-9;
   std::optional<at::Tensor> teacher_query = std::nullopt, teacher_key = std::nullopt;  ///< in the place of B
   std::string teacher_kind = "exp";
-  std::optional<std::string_view> group = std::nullopt;  ///< a process group that shares out the rows of A1 and B
-  std::optional<at::Tensor> state = std::nullopt;        ///< of an earlier call with the same problem
+  std::optional<std::string> group = std::nullopt;  ///< a process group that shares out the rows of A1 and B
+  std::optional<at::Tensor> state = std::nullopt;   ///< of an earlier call with the same problem
 };
 
 struct MapSolution {
