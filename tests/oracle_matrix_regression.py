@@ -63,10 +63,11 @@ def to_dense(crow, columns, values, n2):
 
 
 def problem(n1, n2, d1, d2, batch=(), *, dtype=torch.float64, shared=()):
-    """A1, X, A2, B; those named in `shared` have no batch dimensions. Away from the pole of sinh."""
+    """A1, X, A2, B; those named in `shared` have no batch dimensions. Away from the pole of sinh; the same on every device."""
 
     def new(name, *shape):
-        return torch.randn(*(() if name in shared else batch), *shape, dtype=torch.float64)
+        made = torch.randn(*(() if name in shared else batch), *shape, dtype=torch.float64, device="cpu")
+        return made.to(torch.get_default_device())
 
     A1 = (0.4 * new("A1", n1, d1) + 0.3) / max(d1, 1) ** 0.5
     A2 = (0.4 * new("A2", n2, d2) + 0.3) / max(d2, 1) ** 0.5

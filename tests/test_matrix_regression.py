@@ -42,6 +42,7 @@ def derivatives(f, tensors, tangents):
     return [value, *gradients, *of_X, *of_all, moved]
 
 
+@pytest.mark.usefixtures("on_device")
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,6 +75,7 @@ def test_derivatives(kind, form, mask, dtype):
             )
 
 
+@pytest.mark.usefixtures("on_device")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_gauss_newton_is_that_of_the_residual(kind, form):
@@ -91,6 +93,7 @@ def test_gauss_newton_is_that_of_the_residual(kind, form):
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.usefixtures("on_device")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
@@ -112,6 +115,7 @@ def test_evaluate_takes_the_scale_out(kind, form, dtype):
         assert matrix_regression_loss(A1, far, A2, B, kind=kind, form=form).isinf()
 
 
+@pytest.mark.usefixtures("on_device")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_evaluate_of_tiny_losses_beside_empty_rows(dtype):
     A1, X, A2, B = oracle.problem(9, 40, 3, 4, dtype=dtype)
@@ -126,6 +130,7 @@ def test_evaluate_of_tiny_losses_beside_empty_rows(dtype):
     torch.testing.assert_close(penalized[1] * penalized[2].exp(), expected, rtol=1e-4, atol=0)
 
 
+@pytest.mark.usefixtures("on_device")
 @pytest.mark.parametrize("order", ["as drawn", "small first", "hidden first"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
@@ -147,6 +152,7 @@ def test_the_loss_of_a_small_residual_is_exact(kind, form, order):
     assert error <= 4 * yardstick + 1e-2, f"{error:.1e}, the definition's {yardstick:.1e}"
 
 
+@pytest.mark.usefixtures("on_device")
 def test_what_a_mask_hides_is_never_read():
     A1, X, A2, B = oracle.problem(30, 50, 3, 4)
     kept = torch.rand(30, 50) < 0.5

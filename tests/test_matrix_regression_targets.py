@@ -36,6 +36,7 @@ def masks_of(settings):
     return {name: settings[name] for name in ("attn_mask", "is_causal") if name in settings}
 
 
+@pytest.mark.usefixtures("on_device")
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("source", SOURCES)
@@ -62,6 +63,7 @@ def test_as_formed(kind, source, form, mask):
         torch.testing.assert_close(found, dense, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.usefixtures("on_device")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("source", ["exp", "cosh", "sparse"])
 def test_in_float32(source, form):
@@ -76,6 +78,7 @@ def test_in_float32(source, form):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * (1 + b.abs().max().item()))
 
 
+@pytest.mark.usefixtures("on_device")
 def test_large_scores_of_a_teacher():
     """Its rows are normalized online: scores whose exponentials overflow."""
     made, _ = target("exp", 6, 300, dtype=torch.float32)
@@ -88,6 +91,7 @@ def test_large_scores_of_a_teacher():
         torch.testing.assert_close(found, truth, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.usefixtures("on_device")
 def test_the_plain_form_beside_large_values():
     crow, columns, values = oracle.sparse(torch.full((4, 70), 1e30), 0.3)
     made = {"crow_indices": crow, "col_indices": columns, "values": values}
@@ -127,6 +131,7 @@ def test_transforms(source):
         torch.testing.assert_close(transform(ours), transform(dense), rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.usefixtures("on_device")
 @pytest.mark.parametrize("source", SOURCES)
 def test_vmap_over_targets(source):
     made, _ = target(source, 5, 6, (3,))
@@ -174,6 +179,7 @@ def test_half_precision_teachers_compute_in_float32():
         assert torch.equal(matrix_regression_loss(A1, X, A2, **pair), expected)
 
 
+@pytest.mark.usefixtures("on_device")
 @pytest.mark.parametrize("source", ["exp", "sparse"])
 def test_results_do_not_depend_on_threads_or_layout(source):
     made, _ = target(source, 300, 500, (3,), dtype=torch.float32)
@@ -244,6 +250,7 @@ def test_teachers_and_values_are_constants():
             assert loss(made[name].clone().requires_grad_()).isfinite()
 
 
+@pytest.mark.usefixtures("on_device")
 @pytest.mark.parametrize("form", FORMS)
 def test_empty(form):
     for n1, n2 in ((0, 3), (3, 0), (3, 4)):
@@ -297,6 +304,20 @@ def test_bad_input(case):
         matrix_regression_hvp(A1, X, A2, given.pop("B", None), X, **given)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "case", [i for i, (_, _, message) in enumerate(messages()) if "got 1 to 4" in message or " row" in message]
+)
+def test_wrong_components_are_nan_on_cuda(case):
+    """There they are not looked at before: nothing waits for the device."""
+    given = {name: t.cuda() for name, t in messages()[case][0].items()}
+    if torch.ops.torch_rescaled._cuda_path(0, "matrix_regression") == "plain":
+        pytest.skip("the plain-tensor path stops at them")
+    point = [t.cuda() for t in oracle.problem(5, 6, 3, 2)[:3]]
+    assert matrix_regression_loss(*point, **given).isnan()
+
+
+@pytest.mark.usefixtures("on_device")
 def test_indices_that_lie_are_never_followed():
     """Later passes trust the statistics, not the memory: with other indices they give other numbers, and read nothing outside."""
     made, _ = target("sparse", 40, 90)

@@ -28,6 +28,8 @@ struct MatrixRegressionTangents {
   };
 };
 
+enum class MatrixPass { statistics, gradient, moments, product, tangents, gradient_tangent, columns, elements };
+
 // Where the elements of the target come from. A teacher's are u(Q_t K_t^T) divided by their rows' sums.
 enum class Target : int32_t { dense, teacher, sparse, zero };
 

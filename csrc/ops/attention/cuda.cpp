@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The primitives on CUDA: kernels on the current stream where they serve, the plain-tensor formulas elsewhere. Nothing
-// waits for the device. Only the device-generic part of torch is used: it compiles with a CPU build too.
+// waits for the device.
 //
 // With RESCALED_TWIN the same kernels, compiled for the host, stand at the CPU key: a library for tests alone.
-#include <c10/core/DeviceGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/library.h>
 
 #include "../../kernels/attention/cuda/attention.h"
-#include "../cuda_path.h"
+#include "../cuda_call.h"
 #include "fused.h"
 
 #if !defined(RESCALED_CUDA) && !defined(RESCALED_TWIN)
@@ -25,30 +23,12 @@ const char* attention_cuda_dropout_mask(const int64_t*, int64_t, int64_t, int64_
 namespace rescaled::ops {
 namespace {
 
-#if defined(RESCALED_TWIN)
-void* stream(const c10::Device&) { return nullptr; }
-#else
-void* stream(const c10::Device& device) {  // a cudaStream_t
-  return c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle();
-}
-#endif
-
-void check_error(const char* op, const char* error) {
-  TORCH_CHECK(error == nullptr, "torch_rescaled::", op, ": CUDA error ", error);
-}
-
-bool kernels_serve(const Tensor& t) {
-  const bool serve = cuda_kernels_serve(CudaFamily::attention, t.device().index());
-  if (!serve) warn_of_plain_path(CudaFamily::attention, t.device().index());
-  return serve;
-}
-
 struct Cuda {
   // The kernels are given no empty problem, but one without keys.
   static bool serves(const Point& x, const Leading& leading) {
     const bool empty = leading.empty() || x.query.size(-2) == 0 || x.query.size(-1) == 0 || x.value.size(-1) == 0;
     const bool countable = x.query.size(-2) <= kMostCudaRows && x.key.size(-2) <= kMostCudaRows;
-    return !empty && countable && kernels_serve(x.query);
+    return !empty && countable && cuda_serves(CudaFamily::attention, x.query.device());
   }
   static void forward(AttentionParameters& p, const Tensor& query) {
     run("_attention_forward", Primitive::forward, p, query);
@@ -62,12 +42,13 @@ struct Cuda {
     run("_attention_double_backward", Primitive::double_backward, p, query);
   }
 
-  static bool serves_dropout_mask(const Tensor& seeds) { return kernels_serve(seeds); }
+  static bool serves_dropout_mask(const Tensor& seeds) { return cuda_serves(CudaFamily::attention, seeds.device()); }
   static void dropout_mask(const Tensor& seeds, int64_t queries, int64_t keys, double dropout_p, Tensor& mask) {
     const c10::DeviceGuard guard(seeds.device());
-    const char* error = attention_cuda_dropout_mask(seeds.const_data_ptr<int64_t>(), seeds.numel(), queries, keys,
-                                                    dropout_p, mask.mutable_data_ptr<bool>(), stream(seeds.device()));
-    check_error("_attention_dropout_mask", error);
+    const char* error =
+        attention_cuda_dropout_mask(seeds.const_data_ptr<int64_t>(), seeds.numel(), queries, keys, dropout_p,
+                                    mask.mutable_data_ptr<bool>(), cuda_stream(seeds.device()));
+    check_cuda("_attention_dropout_mask", error);
   }
 
  private:
@@ -77,18 +58,13 @@ struct Cuda {
     const Tensor workspace =
         at::empty({attention_cuda_workspace_bytes(primitive, p)}, query.options().dtype(at::kByte));
     p.workspace = workspace.mutable_data_ptr();
-    check_error(op, attention_cuda_run(primitive, p, stream(query.device())));
+    check_cuda(op, attention_cuda_run(primitive, p, cuda_stream(query.device())));
   }
 };
 
 }  // namespace
 }  // namespace rescaled::ops
 
-#if defined(RESCALED_TWIN)
-#define RESCALED_CUDA_KEY CPU
-#else
-#define RESCALED_CUDA_KEY CUDA
-#endif
 TORCH_LIBRARY_IMPL(torch_rescaled, RESCALED_CUDA_KEY, m) {
   using rescaled::ops::Cuda;
   m.impl("_attention_forward", TORCH_FN(rescaled::ops::forward<Cuda>));

@@ -41,10 +41,11 @@ Tensor statistics_at(const Rows& r, const RegressionSettings& settings) {
   Tensor loss = scaled_loss(v), penalty_part = penalty(r);
   // Beyond e^600 the penalty is infinitely larger than the loss either way.
   penalty_part = penalty_part.defined() ? penalty_part * (-2 * v.shift).clamp_max(600).exp() : at::zeros_like(loss);
-  const Tensor square = settings.form == "plain" ? at::zeros_like(loss)
-                        : settings.form == "rescaled"
-                            ? (r.row_weight.defined() ? r.row_weight * r.b * r.b : r.b * r.b).sum(-1, true)
-                            : (r.row_weight.defined() ? r.row_weight * v.u * v.u : v.u * v.u).sum(-1, true);
+  Tensor square = settings.form == "plain" ? at::zeros_like(loss)
+                  : settings.form == "rescaled"
+                      ? (r.row_weight.defined() ? r.row_weight * r.b * r.b : r.b * r.b).sum(-1, true)
+                      : (r.row_weight.defined() ? r.row_weight * v.u * v.u : v.u * v.u).sum(-1, true);
+  square = square.expand_symint(loss.sym_sizes());  // b may be shared by problems
   const Tensor magnitude = (r.row_weight.defined() ? r.row_weight * squares : squares).sum(-1, true);
   const Tensor total = v.u.sum(-1, true);
   const Tensor largest = r.logits.sym_size(-1) == 0 ? at::zeros_like(loss) : r.logits.abs().amax(-1, true);

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Which block of threads does what, from the shapes and the device's shared memory alone. Host and device.
+//
+// Every pass is the same walk over the map: a block keeps 16 rows a warp (rows of the map, or columns of it), meets the
+// others tile by tile, forms scores and target, turns them into elements, and sums these or adds their products with
+// the others' factors to its outputs.
+#pragma once
+#include "../../attention/cuda/plan.h"
+#include "../parameters.h"
+
+namespace rescaled {
+
+RESCALED_HOST_DEVICE constexpr bool by_columns(MatrixPass pass) { return pass == MatrixPass::columns; }
+RESCALED_HOST_DEVICE constexpr bool has_outputs(MatrixPass pass) {
+  return pass != MatrixPass::statistics && pass != MatrixPass::tangents && pass != MatrixPass::elements;
+}
+
+// What the two sides bring: factors of the scores; tangents of them, or a direction; a teacher's factors.
+constexpr int kFactors = 3;
+RESCALED_HOST_DEVICE int64_t depth_of(const MatrixRegressionParameters& p, int i) {
+  return i == 2 ? p.teacher_size : p.scores.head_size;
+}
+RESCALED_HOST_DEVICE const Input* factors_of(const MatrixRegressionParameters& p, bool columns, int i) {
+  const AttentionParameters& s = p.scores;
+  const Input* m = nullptr;
+  if (i == 0) m = columns ? &s.key : &s.query;
+  if (i == 1) m = columns ? &s.tangent_key : p.direction.data != nullptr ? &p.direction : &s.tangent_query;
+  if (i == 2 && p.source == Target::teacher) m = columns ? &p.target_columns : &p.target_rows;
+  return m != nullptr && m->data != nullptr ? m : nullptr;
+}
+
+// Columns of a tile, and of the output that one block makes; a wider one takes several blocks, each with the elements
+// anew.
+template <class T>
+constexpr int kTileColumns = sizeof(T) == 8 ? 16 : 32;
+template <class T>
+constexpr int kOutputColumns = sizeof(T) == 8 ? 32 : 64;
+
+// What a row of the map brings to its elements (elements.cuh), in arrays where the rows are a tile's columns.
+constexpr int kRowNumbers = 11;
+
+struct MapPlan {
+  int warps = 4;
+  bool resident = true;  // factors of whole depth in shared memory, or in steps of kChunk
+  int64_t row_blocks = 1, output_chunks = 1, blocks = 0, shared_bytes = 0;
+};
+
+// Where things lie in shared memory behind the block's problem, in elements; -1: absent.
+struct MapLayout {
+  int row[kFactors], column[kFactors], numbers, components, elements;
+};
+constexpr int kMapProblemBytes = 1024;
+
+template <class T>
+RESCALED_HOST_DEVICE MapLayout map_layout(const MatrixRegressionParameters& p, MatrixPass pass, const MapPlan& plan) {
+  MapLayout l{};
+  const int rows = kWarpRows * plan.warps, columns = kTileColumns<T>;
+  for (int side = 0; side < 2; ++side) {
+    int* const to = side == 0 ? l.row : l.column;
+    const int count = side == 0 ? rows : columns;
+    for (int i = 0; i < kFactors; ++i) {
+      const bool there = factors_of(p, by_columns(pass) == (side == 0), i) != nullptr;
+      to[i] = there ? l.elements : -1;
+      if (there && plan.resident) l.elements += count * tile_ld<T>(depth_of(p, i));
+    }
+    if (!plan.resident) l.elements += count * tile_ld<T>(kChunk);
+  }
+  l.numbers = l.elements;
+  if (by_columns(pass)) l.elements += kRowNumbers * columns;
+  l.components = l.elements;
+  if (p.source == Target::sparse) l.elements += rows * (columns + 1);
+  return l;
+}
+
+template <class T>
+MapPlan map_plan(const MatrixRegressionParameters& p, MatrixPass pass, int64_t shared_bytes) {
+  MapPlan plan;
+  const int64_t rows = by_columns(pass) ? p.scores.keys : p.scores.queries;
+  const int most = rows > 2 * kWarpRows ? 4 : rows > kWarpRows ? 2 : 1;
+  bool fits = false;
+  // Beyond any GPU's memory nothing is tried: the layout counts in 32 bits.
+  const bool small = p.scores.head_size <= 1 << 16 && p.teacher_size <= 1 << 16;
+  const auto fit = [&](int warps, bool resident) {
+    plan.warps = warps, plan.resident = resident;
+    plan.shared_bytes = kMapProblemBytes + map_layout<T>(p, pass, plan).elements * static_cast<int64_t>(sizeof(T));
+    fits = plan.shared_bytes <= shared_bytes;
+  };
+  for (int warps = most; small && warps >= 1 && !fits; warps /= 2) fit(warps, true);
+  if (!fits) fit(most, false);  // every depth
+  plan.row_blocks = (rows + kWarpRows * plan.warps - 1) / (kWarpRows * plan.warps);
+  if (has_outputs(pass)) plan.output_chunks = (p.scores.head_size + kOutputColumns<T> - 1) / kOutputColumns<T>;
+  plan.blocks = p.scores.kv_batches * plan.row_blocks * plan.output_chunks;
+  return plan;
+}
+
+}  // namespace rescaled

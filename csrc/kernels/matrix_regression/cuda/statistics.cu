@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The numbers of the rows. One walk over the map, with the reference and the sum of u online; the residual c = u - nu b
+// is summed around a prediction of nu, so that it is exact however small it is. In the plain form, whose nu is a number
+// but whose reference must know b, and for sinh, whose sum may be small, a second walk for the residual.
+#include "kernels.cuh"
+#include "target.cuh"
+
+namespace rescaled {
+namespace {
+
+// Of a row: u against the reference, in whole octaves. Sums are of this thread's elements but for bb_row, the row's;
+// for e = u - predicted b.
+template <class T>
+struct Online {
+  T reference = -infinity<T>(), sum = T(0), largest = T(0);
+  T predicted = T(0), bb_row = T(0), bb = T(0), eb = T(0), ee = T(0);
+};
+
+// A tile's row: u and b of the elements that take part, 0 elsewhere. The prediction is the fit of u by b in the tile
+// that had more of b^2 than all before it: near a solution u is close to nu b in any tile, and in no other is
+// predicted b larger than the u of that one. A new prediction carries the sums over.
+template <class T, int kTiles>
+RESCALED_DEVICE void add_centered(const T (&u)[kTiles][4], const T (&b)[kTiles][4], int h, T correction, Online<T>& r) {
+  T bb = 0, ub = 0;
+  RESCALED_UNROLL for (int j = 0; j < kTiles; ++j) RESCALED_UNROLL for (int x = 2 * h; x < 2 * h + 2; ++x) bb +=
+      b[j][x] * b[j][x],
+      ub += u[j][x] * b[j][x];
+  const T tile_bb = row_sum(bb), tile_ub = row_sum(ub), predicted = r.predicted * correction;
+  const T fit = tile_bb > r.bb_row ? tile_ub / tile_bb : predicted, step = fit - predicted;
+  r.eb *= correction, r.ee *= correction * correction;
+  r.ee -= step * (r.eb + r.eb - step * r.bb), r.eb -= step * r.bb;
+  r.predicted = fit, r.bb_row += tile_bb, r.bb += bb;
+  T eb = 0, ee = 0;
+  RESCALED_UNROLL for (int j = 0; j < kTiles; ++j) RESCALED_UNROLL for (int x = 2 * h; x < 2 * h + 2; ++x) {
+    const T e = u[j][x] - fit * b[j][x];
+    eb += e * b[j][x], ee += e * e;
+  }
+  r.eb += eb, r.ee += ee;
+}
+
+// Whether a sparse row's indices are in order and within the map, by the 4 lanes that share it.
+RESCALED_DEVICE bool is_sparse_row(const MatrixRegressionParameters& p, const MapProblem& problem, int row) {
+  if (p.source != Target::sparse || row >= p.scores.queries) return true;
+  const int64_t begin = at<int64_t>(problem.rows, row, 0), end = at<int64_t>(problem.rows, row + 1, 0);
+  bool good = begin >= 0 && begin <= end && end <= p.stored;
+  if (row == 0) good = good && begin == 0;
+  if (row == p.scores.queries - 1) good = good && end == p.stored;
+  for (int64_t x = begin + thread_index() % 4; good && x < end; x += 4) {
+    const int64_t column = at<int64_t>(problem.columns, x, 0);
+    good = column >= 0 && column < p.scores.keys && (x == begin || column > at<int64_t>(problem.columns, x - 1, 0));
+  }
+  return good;
+}
+
+template <class T>
+__global__ void __launch_bounds__(128, 1)
+    statistics_walk(const __grid_constant__ MatrixRegressionParameters p, const __grid_constant__ MapPlan plan) {
+  RESCALED_SHARED(memory);
+  using W = MapWalk<T, MatrixPass::statistics>;
+  using Number = MatrixRegressionStatistics;
+  const W walk(p, plan, memory);
+  RowNumbers<T> numbers[2] = {saved_numbers<T>(p, walk.problem, walk.row(0)),
+                              saved_numbers<T>(p, walk.problem, walk.row(2))};
+  const auto number = [&](int, int x) -> const RowNumbers<T>& { return numbers[x / 2]; };
+  const Kind kind = p.scores.kind;
+  const bool rescaled = p.form == Form::rescaled, plain = p.form == Form::plain, twice = plain || kind == Kind::sinh;
+  Online<T> rows[2];
+  walk.each_tile([&](int first) {
+    typename W::Tile u, b;
+    walk.product(u, 0, 0, first);
+    if (!twice || plain) fetch_target(walk, b, first, number);
+    RESCALED_UNROLL for (int h = 0; h < 2; ++h) {
+      Online<T>& r = rows[h];
+      T most = -infinity<T>();
+      RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j)
+          RESCALED_UNROLL for (int x = 2 * h; x < 2 * h + 2; ++x) if (walk.visible(first, j, x)) most =
+              greater(most, kind == Kind::exp ? u[j][x] : absolute(u[j][x]));
+      const T reference = greater(r.reference, ceil(row_max(most) * static_cast<T>(kLog2e)));
+      const bool any = reference > -infinity<T>();
+      const T correction = any ? cuda::exp2_vector<T>(r.reference - reference) : T(1);
+      r.reference = reference, r.sum *= correction;
+      T sum = 0;
+      RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 2 * h; x < 2 * h + 2; ++x) {
+        const bool visible = walk.visible(first, j, x), takes_part = any && visible;
+        if (takes_part)
+          u[j][x] = pair_of<T>(kind, u[j][x], reference).u;
+        else if (!visible || u[j][x] == u[j][x])  // a NaN stays one
+          u[j][x] = T(0);
+        sum += u[j][x];
+        if (twice && !plain) continue;
+        if (!takes_part) b[j][x] = T(0);
+        const T size = absolute(b[j][x]);
+        if (size < infinity<T>()) r.largest = greater(r.largest, size);
+      }
+      r.sum += sum;
+      if (!twice) add_centered<T, W::kTiles>(u, b, h, correction, r);
+    }
+  });
+  T loss[2] = {}, beta[2] = {}, square[2] = {};
+  RESCALED_UNROLL for (int h = 0; h < 2; ++h) {
+    Online<T>& r = rows[h];
+    T sum = row_sum(r.sum);
+    const bool empty = r.reference == -infinity<T>();
+    if (plain) {  // b stands beside u: the reference must not be far below it
+      const T least = ceil(log2(row_max(r.largest)));
+      if (!empty && least > r.reference) sum *= cuda::exp2_vector<T>(r.reference - least), r.reference = least;
+    }
+    if (empty) r.reference = T(0), sum = T(1);
+    const T teacher[2] = {numbers[h].teacher_reference, numbers[h].teacher_inverse};
+    set_row<T>(p.form, r.reference, sum, numbers[h]);
+    numbers[h].teacher_reference = teacher[0], numbers[h].teacher_inverse = teacher[1];
+    rows[h].sum = sum;
+    if (twice) continue;
+    const T bb = row_sum(r.bb), eb = row_sum(r.eb), ee = row_sum(r.ee), predicted = r.predicted, rest = sum - predicted;
+    if (empty) continue;
+    const T factor = rescaled ? T(1) : numbers[h].factor * numbers[h].factor;
+    const T cc = ee - rest * (eb + eb - rest * bb);  // docs/math.md (11) for one row
+    loss[h] = cc < T(0) ? T(0) : cc * factor;
+    beta[h] = rescaled ? eb - rest * bb : (ee + (predicted - rest) * eb - predicted * rest * bb) * factor;
+    square[h] = rescaled ? bb : (ee + predicted * (eb + eb + predicted * bb)) * factor;
+  }
+  if (twice) {
+    walk.each_tile([&](int first) {
+      typename W::Tile s, b;
+      walk.product(s, 0, 0, first);
+      fetch_target(walk, b, first, number);
+      RESCALED_UNROLL for (int h = 0; h < 2; ++h) {
+        T sums[3] = {};
+        RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 2 * h; x < 2 * h + 2; ++x) {
+          const Element<T> e = element_of<T>(kind, numbers[h], s[j][x], b[j][x], walk.visible(first, j, x));
+          const T other = rescaled ? e.b : e.u;
+          sums[0] += e.c * e.c, sums[1] += other * e.c, sums[2] += other * other;
+        }
+        loss[h] += sums[0];
+        if (!plain) beta[h] += sums[1], square[h] += sums[2];
+      }
+    });
+    RESCALED_UNROLL for (int h = 0; h < 2; ++h) loss[h] = row_sum(loss[h]), beta[h] = row_sum(beta[h]),
+                                                square[h] = row_sum(square[h]);
+  }
+  const OutputView out = matrix(p.statistics, p.scores, walk.batch);
+  RESCALED_UNROLL for (int h = 0; h < 2; ++h) {
+    const int row = walk.row(2 * h);
+    const T wrong = row_sum(is_sparse_row(p, walk.problem, row) ? T(0) : T(1));
+    if (walk.t != 0 || row >= walk.row_count) continue;
+    const auto put = [&](int64_t i, T x) {
+      static_cast<T*>(out.data)[row * out.row + i * out.column] = wrong > T(0) ? static_cast<T>(NAN) : x;
+    };
+    put(Number::reference, rows[h].reference), put(Number::sum, rows[h].sum), put(Number::beta, beta[h]);
+    put(Number::square, square[h]), put(Number::loss, loss[h] / 2);
+  }
+}
+
+}  // namespace
+
+const char* map_statistics(const MatrixRegressionParameters& p, void* stream) {
+  return launch_map(MatrixPass::statistics, p, stream, [](auto element) { return statistics_walk<decltype(element)>; });
+}
+
+}  // namespace rescaled

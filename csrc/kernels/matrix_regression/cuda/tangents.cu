@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Along tangents of query, key and target:
+//
+//   tangents           numbers of the rows: of the loss, of the sum of u, of beta
+//   gradient_tangent   dG K + G dK, from those numbers
+#include "kernels.cuh"
+#include "target.cuh"
+
+namespace rescaled {
+namespace {
+
+template <class T, MatrixPass kPass>
+__global__ void __launch_bounds__(128, 1)
+    tangents_walk(const __grid_constant__ MatrixRegressionParameters p, const __grid_constant__ MapPlan plan) {
+  RESCALED_SHARED(memory);
+  using W = MapWalk<T, kPass>;
+  constexpr bool kIsNumbers = kPass == MatrixPass::tangents;
+  const W walk(p, plan, memory);
+  const RowNumbers<T> numbers[2] = {saved_numbers<T>(p, walk.problem, walk.row(0)),
+                                    saved_numbers<T>(p, walk.problem, walk.row(2))};
+  const bool rescaled = p.form == Form::rescaled;
+  typename W::Outputs out = {};
+  T loss[2] = {}, sum[2] = {}, inner[2] = {};
+  walk.each_tile([&](int first) {
+    typename W::Tile s, b, along;
+    walk.product(s, 0, 0, first);
+    fetch_target(walk, b, first, [&](int, int x) -> const RowNumbers<T>& { return numbers[x / 2]; });
+    walk.product(along, 1, 0, first);
+    walk.template product<true>(along, 0, 1, first);
+    T tile[2][3] = {};
+    RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) {
+      const RowNumbers<T>& n = numbers[x / 2];
+      const bool visible = walk.visible(first, j, x);
+      const Element<T> e = element_of<T>(p.scores.kind, n, s[j][x], b[j][x], visible);
+      const T moved_b = target_tangent<T>(walk.problem, walk.row(x), walk.column(first, j, x), visible),
+              target = n.unit * moved_b;
+      if constexpr (kIsNumbers) {
+        const T moved = e.du * along[j][x];
+        tile[x / 2][0] += moved * (e.c - n.beta) - e.c * target;
+        tile[x / 2][1] += moved;
+        tile[x / 2][2] += rescaled ? e.b * moved + moved_b * (e.c - n.unit * e.b) : moved * (e.c + e.u) - e.u * target;
+      } else {
+        const Second<T> d = second_of<T>(p.form, e, along[j][x], target, n.sum_tangent);
+        const T left = e.c - n.beta;
+        s[j][x] = d.du * left + e.du * (d.c - n.beta_tangent), along[j][x] = e.du * left;
+      }
+    }
+    if constexpr (kIsNumbers) {
+      RESCALED_UNROLL for (int h = 0; h < 2; ++h) loss[h] += tile[h][0], sum[h] += tile[h][1], inner[h] += tile[h][2];
+    } else {
+      walk.accumulate(out, s, 0, first);
+      walk.accumulate(out, along, 1, first);
+    }
+  });
+  if constexpr (!kIsNumbers) {
+    walk.store(out, p.rows);
+    return;
+  }
+  using Number = MatrixRegressionTangents;
+  const OutputView to = matrix(p.tangents, p.scores, walk.batch);
+  RESCALED_UNROLL for (int h = 0; h < 2; ++h) {
+    const RowNumbers<T>& n = numbers[h];
+    const int row = walk.row(2 * h);
+    const T plain = p.form == Form::plain ? T(0) : T(1);
+    const T of_sum = row_sum(sum[h]) * plain, of_beta = row_sum(inner[h]) * plain, of_loss = row_sum(loss[h]);
+    const T square = p.form == Form::normalized ? n.beta + n.square : n.square;
+    if (walk.t != 0 || row >= walk.row_count) continue;
+    T* const at_row = static_cast<T*>(to.data) + row * to.row;
+    at_row[Number::loss * to.column] = n.half * of_loss * n.half;
+    at_row[Number::sum * to.column] = of_sum;
+    at_row[Number::beta * to.column] = of_beta - of_sum * square;
+  }
+}
+
+}  // namespace
+
+const char* map_tangents(MatrixPass pass, const MatrixRegressionParameters& p, void* stream) {
+  return launch_map(pass, p, stream, [&](auto element) {
+    using T = decltype(element);
+    return pass == MatrixPass::tangents ? tangents_walk<T, MatrixPass::tangents>
+                                        : tangents_walk<T, MatrixPass::gradient_tangent>;
+  });
+}
+
+}  // namespace rescaled

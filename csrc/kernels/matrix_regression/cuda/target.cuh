@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Tiles of the target: dense, or made where they are needed.
+#pragma once
+#include "elements.cuh"
+
+namespace rescaled {
+namespace {
+
+// Of a row: its components, whatever the indices say inside of what is stored.
+struct Components {
+  int64_t begin, end;
+};
+RESCALED_DEVICE Components components(const MatrixRegressionParameters& p, const MapProblem& problem, int row) {
+  const auto inside = [&](int64_t x) { return x < 0 ? 0 : x < p.stored ? x : p.stored; };
+  return {inside(at<int64_t>(problem.rows, row, 0)), inside(at<int64_t>(problem.rows, row + 1, 0))};
+}
+// The first whose column is at least `column`.
+RESCALED_DEVICE int64_t first_at_least(const InputView& columns, Components c, int64_t column) {
+  int64_t begin = c.begin, end = c.end;
+  while (begin < end) {
+    const int64_t middle = begin + (end - begin) / 2;
+    if (at<int64_t>(columns, middle, 0) < column)
+      begin = middle + 1;
+    else
+      end = middle;
+  }
+  return begin;
+}
+
+// A warp's part of a tile, [16][kColumns + 1].
+template <class W, class T>
+RESCALED_DEVICE void scatter(const W& walk, int first, T* to) {
+  constexpr int ld = W::kColumns + 1;
+  const int lane = thread_index() % 32, first_row = walk.first_row + walk.warp * kWarpRows;
+  RESCALED_ROLLED for (int i = lane; i < kWarpRows * ld; i += 32) to[i] = T(0);
+  warp_barrier();
+  const int map_row = W::kByColumns ? first + lane : first_row + lane, rows = W::kByColumns ? W::kColumns : kWarpRows;
+  const int map_column = W::kByColumns ? first_row : first, columns = W::kByColumns ? kWarpRows : W::kColumns;
+  if (lane < rows && map_row < walk.p.scores.queries) {
+    const Components c = components(walk.p, walk.problem, map_row);
+    RESCALED_ROLLED for (int64_t x = first_at_least(walk.problem.columns, c, map_column); x < c.end; ++x) {
+      const int64_t j = at<int64_t>(walk.problem.columns, x, 0) - map_column;
+      if (j < 0 || j >= columns) break;
+      to[W::kByColumns ? j * ld + lane : lane * ld + j] = at<T>(walk.problem.values, x, 0);
+    }
+  }
+  warp_barrier();
+}
+
+// b = the target's tile from column `first`; numbers(j, x): of the row of the map of an element. What is not visible is
+// whatever it is.
+template <class W, class Tile, class Numbers>
+RESCALED_DEVICE void fetch_target(const W& walk, Tile& b, int first, Numbers numbers) {
+  using T = std::remove_reference_t<decltype(b[0][0])>;
+  const MatrixRegressionParameters& p = walk.p;
+  if (p.source == Target::teacher) {
+    walk.product(b, 2, 2, first);
+    RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) {
+      const RowNumbers<T>& n = numbers(j, x);
+      b[j][x] = pair_of<T>(p.teacher_kind, b[j][x], n.teacher_reference).u * n.teacher_inverse;
+    }
+    return;
+  }
+  T* const components = walk.shared + walk.layout.components + walk.warp * kWarpRows * (W::kColumns + 1);
+  if (p.source == Target::sparse) scatter(walk, first, components);
+  RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) {
+    b[j][x] = T(0);
+    if (p.source == Target::dense && walk.row(x) < walk.row_count && walk.column(first, j, x) < walk.column_count)
+      b[j][x] = at<T>(walk.problem.dense, walk.map_row(first, j, x), walk.map_column(first, j, x));
+    if (p.source == Target::sparse)
+      b[j][x] = components[(walk.g + x / 2 * 8) * (W::kColumns + 1) + walk.column(0, j, x)];
+  }
+}
+
+}  // namespace
+}  // namespace rescaled
