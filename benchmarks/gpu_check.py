@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Checks the CUDA kernels on this machine's GPU: builds in place, runs the GPU tests, compute-sanitizer and the benchmark.
+"""Checks the CUDA kernels on this machine's GPU: builds in place, runs the GPU tests, compute-sanitizer and the benchmarks.
 
 make gpu-check                                          # everything, within 9 minutes on 16 cores
 PART=test OUT=results make gpu-check                    # one part: build, test, sanitize or bench
@@ -10,6 +10,7 @@ gpu_verified.json into OUT (gpu_results by default). Who trusts that file copies
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -19,7 +20,8 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,18 +32,29 @@ from gpu_record import PAGE, PRIMITIVES, RECORD, ROOT
 from timing import commit
 
 SECONDS = 520  # of everything together
-LIMITS = {"build": 240, "test": 240, "sanitize": 90, "bench": 150}  # of a command
+# Of a command. Measured on an H100 and 16 cores with attention's kernels alone: 106 s, 90 s, 60 s.
+LIMITS = {"build": 240, "test": 240, "exercise": 60, "sanitize": 90, "bench": 110, "bench of a regression": 40}
 LARGEST_LOG = 2**20
 HERE = ROOT / "benchmarks"
 
-# pytest's arguments. First, alone, what looks at the memory of the whole GPU; then the rest, in processes side by side.
+# pytest's arguments. First, alone, what looks at the memory of the whole GPU; then the rest, in processes side by side: the other
+# families' own, and attention's with whatever is of no family.
 ALONE = [["tests/test_cuda.py", "tests/test_house.py"]]
 ORACLE, MASKING = "tests/test_attention_oracle.py", "tests/test_attention_masking.py"
+OF_FAMILY = {
+    "regression": [
+        "tests/test_regression_oracle.py", "tests/test_regression_transforms.py", "tests/test_solve.py", "tests/test_solve_grid.py",
+    ],
+    "matrix_regression": [
+        "tests/test_matrix_regression.py", "tests/test_matrix_regression_targets.py", "tests/test_matrix_regression_transforms.py",
+        "tests/test_map_solve.py",
+    ],
+}  # fmt: skip
 TOGETHER = [
     [ORACLE, "-k", "float16"],
     [ORACLE, "-k", "not float16"],
     [MASKING],
-    ["tests", *(f"--ignore={file}" for file in (*ALONE[0], ORACLE, MASKING))],
+    ["tests", *(f"--ignore={file}" for file in (*ALONE[0], ORACLE, MASKING, *itertools.chain(*OF_FAMILY.values())))],
 ]
 
 
@@ -82,12 +95,12 @@ class Job:
     def limit(self, part: str) -> float:
         return max(5.0, min(LIMITS[part], self.end - time.monotonic()))
 
-    def run(self, part: str, *commands: list[object], log: str = "") -> list[Result]:
+    def run(self, part: str, *commands: Sequence[object], log: str = "") -> list[Result]:
         """All commands side by side; their outputs are appended to the part's log, which keeps its end."""
         limit, threads = self.limit(part), max(1, (os.cpu_count() or 1) // len(commands))
         variables = {**environment(), "OMP_NUM_THREADS": str(threads)} if len(commands) > 1 else environment()
 
-        def one(command: list[object]) -> Result:
+        def one(command: Sequence[object]) -> Result:
             process = subprocess.Popen(
                 [str(part) for part in command], cwd=ROOT, env=variables, text=True, errors="replace",
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -135,7 +148,7 @@ def build(job: Job) -> Row:
         if status != 0:
             errors = [line.strip()[:160] for line in output.splitlines() if "error" in line.lower()][:5]
             return Row("build", False, "see build.log", errors or [last_line(output)])
-    return Row("build", True, f"{time.monotonic() - start:.0f} s, sources {gpu_record.sources_hash()}")
+    return Row("build", True, f"{time.monotonic() - start:.0f} s, sources {', '.join(gpu_record.sources_hashes().values())}")
 
 
 def instructions(job: Job) -> tuple[bool, str]:
@@ -151,40 +164,75 @@ def instructions(job: Job) -> tuple[bool, str]:
     return status == 0, last_line(output)
 
 
+@dataclass
+class Ran:
+    """What ran of a family: its tests' reports, whether every process of them wrote one, and the exercise."""
+
+    family: str
+    reports: list[str]
+    complete: bool
+    exercise: Result
+
+    def record(self, same: bool) -> gpu_record.Run:
+        """The entry; `same`: the instructions' results are those expected."""
+        status, output = self.exercise
+        counts, primitives = gpu_record.outcome(self.reports, self.family)
+        complete = self.complete and status in (0, 1) and "Traceback" not in output
+        for name in primitives:
+            lines = re.findall(rf"^\w+ .*\b{name}: .*$", output, re.MULTILINE)
+            good = bool(lines) and not any(line.endswith(" FAILED") for line in lines)
+            primitives[name] = primitives[name] and complete and same and self.path not in ("unknown", "plain") and good
+        return {
+            "family": self.family,
+            "sources": self.said[2] if self.said else "unknown",
+            "gpu": torch.cuda.get_device_name(),
+            "capability": ".".join(map(str, torch.cuda.get_device_capability())),
+            "torch": torch.__version__,
+            "commit": commit(),
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "tests": counts,
+            "primitives": primitives,
+        }
+
+    @property
+    def said(self) -> re.Match[str] | None:  # of what was loaded, not of what lies in the tree
+        return re.search(rf"^path {self.family} (.+), sources (\w+)$", self.exercise[1], re.MULTILINE)
+
+    @property
+    def path(self) -> str:
+        return self.said[1] if self.said else "unknown"
+
+
 def test(job: Job) -> Row:
     # addopts names options of plugins that this machine may not have.
     pytest = [sys.executable, "-m", "pytest", "-q", "-m", "gpu and not slow", "-o", "addopts=--strict-markers"]
     pytest += ["-p", "no:cacheprovider", "--tb=short"]
+    groups = [("attention", arguments) for arguments in ALONE + TOGETHER] + list(OF_FAMILY.items())
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder, f"{number}.xml") for number in range(len(ALONE + TOGETHER))]
-        commands = [[*pytest, f"--junitxml={file}", *arguments] for file, arguments in zip(files, ALONE + TOGETHER, strict=True)]
+        files = [Path(folder, f"{number}.xml") for number in range(len(groups))]
+        commands = [[*pytest, f"--junitxml={file}", *arguments] for file, (_, arguments) in zip(files, groups, strict=True)]
         results = job.run("test", *commands[: len(ALONE)]) + job.run("test", *commands[len(ALONE) :])
-        reports = [file.read_text() for file in files if file.exists()]
-    ((status, exercise),) = job.run("sanitize", [sys.executable, HERE / "gpu_exercise.py"], log="test.log")
+        reports = [file.read_text() if file.exists() else None for file in files]
+    exercises = job.run("exercise", *([sys.executable, HERE / "gpu_exercise.py", family] for family in PRIMITIVES), log="test.log")
     same, what = instructions(job)
-    counts, primitives = gpu_record.outcome(reports)
-    ran = re.search(r"^path (.+), sources (\w+)$", exercise, re.MULTILINE)  # what was loaded, not what lies in the tree
-    complete = len(reports) == len(results) and status in (0, 1) and "Traceback" not in exercise
-    kernels = ran is not None and ran[1] != "plain"
-    for name in PRIMITIVES:
-        wrong = re.search(rf" {name}: .* FAILED$", exercise, re.MULTILINE)
-        primitives[name] = primitives[name] and complete and kernels and same and not wrong
-    record = {
-        "sources": ran[2] if ran else "unknown",
-        "gpu": torch.cuda.get_device_name(),
-        "capability": ".".join(map(str, torch.cuda.get_device_capability())),
-        "torch": torch.__version__,
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "tests": counts,
-        "primitives": primitives,
-    }
-    (job.out / RECORD.name).write_text(gpu_record.text_of(gpu_record.with_run(gpu_record.load(), record)))
     details = [f"not finished, or not started: {last_line(output)}" for code, output in results if code not in (0, 1, 5)]
-    details.append(", ".join(f"{name} {'passed' if passed else 'FAILED'}" for name, passed in primitives.items()))
-    details.append(f"instructions: {what}")
-    good = counts["failed"] == 0 and all(primitives.values())
-    return Row("test", good, ", ".join(f"{n} {what}" for what, n in counts.items()), details)
+    runs, good = gpu_record.load(), True
+    for family, exercise in zip(PRIMITIVES, exercises, strict=True):
+        of_family = [report for (name, _), report in zip(groups, reports, strict=True) if name == family]
+        ran = Ran(family, [report for report in of_family if report is not None], None not in of_family, exercise)
+        record = ran.record(same)
+        runs = gpu_record.with_run(runs, record)
+        counts, marks = record["tests"], record["primitives"]
+        good = good and counts["failed"] == 0 and all(marks.values())
+        details.append(f"{family}, path {ran.path}: {', '.join(f'{n} {what}' for what, n in counts.items())}")
+        details.append("  " + ", ".join(f"{name} {'passed' if passed else 'FAILED'}" for name, passed in marks.items()))
+        if ran.path == "unknown" or exercise[0] not in (0, 1):
+            details.append(f"  the exercise did not end: {last_line(exercise[1])}")
+    (job.out / RECORD.name).write_text(gpu_record.text_of(runs))
+    total = Counter[str]()
+    for run in runs[-len(PRIMITIVES) :]:
+        total.update(run["tests"])
+    return Row("test", good, ", ".join(f"{n} {what}" for what, n in total.items()), [*details, f"instructions: {what}"])
 
 
 def sanitize(job: Job) -> Row:
@@ -193,12 +241,14 @@ def sanitize(job: Job) -> Row:
     if tool is None:
         return Row("sanitize", True, "not available: no compute-sanitizer")
     details, good = [], True
-    for name in ("memcheck", "racecheck"):
-        # Without torch's caching allocator every tensor is an allocation whose ends are watched.
-        command = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", tool, "--tool", name, "--error-exitcode", 9]
-        command += [sys.executable, HERE / "gpu_exercise.py", "--few"]
-        state, passed = verdict(*job.run("sanitize", command)[0])
-        details.append(f"{name}: {state}")
+    runs = [(name, family) for name in ("memcheck", "racecheck") for family in PRIMITIVES]
+    # Without torch's caching allocator every tensor is an allocation whose ends are watched.
+    watched = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", tool, "--error-exitcode", 9]
+    exercise = [sys.executable, HERE / "gpu_exercise.py", "--few"]
+    results = job.run("sanitize", *([*watched, "--tool", name, *exercise, family] for name, family in runs))
+    for (name, family), result in zip(runs, results, strict=True):
+        state, passed = verdict(*result)
+        details.append(f"{name}, {family}: {state}")
         good = good and passed
     return Row("sanitize", good, "small problems of every primitive", details)
 
@@ -217,19 +267,32 @@ def verdict(status: int | None, output: str) -> tuple[str, bool]:
 
 
 def bench(job: Job) -> Row:
+    """Attention's benchmark; with what time is left, those of the regressions that are there."""
     seconds = job.limit("bench") - 40  # the first compilations of FlexAttention take long
     command = [sys.executable, HERE / "gpu_attention.py", job.out / "bench.json", seconds]
     ((status, output),) = job.run("bench", command)
     lines = [line for line in output.splitlines() if "TF/s" in line or "left out" in line or "failed:" in line]
-    return Row("bench", status == 0, "bench.json" if status == 0 else last_line(output), lines)
+    failures = [] if status == 0 else [f"gpu_attention.py: {last_line(output)}"]
+    files = ["bench.json"]
+    for program in (HERE / "gpu_regression.py", HERE / "gpu_matrix_regression.py"):
+        if not program.exists():
+            continue
+        part = "bench of a regression"
+        files.append(f"{program.stem.replace('gpu', 'bench')}.json")
+        seconds = max(1.0, job.limit(part) - 15)  # torch is loaded, and a case that was begun ends
+        ((status, output),) = job.run(part, [sys.executable, program, job.out / files[-1], seconds], log="bench.log")
+        lines += output.splitlines()
+        if status != 0:
+            failures.append(f"{program.name}: {last_line(output)}")
+    return Row("bench", not failures, "; ".join(failures) or ", ".join(files), lines)
 
 
-PARTS: dict[str, Callable[[Job], Row]] = {"build": build, "test": test, "bench": bench, "sanitize": sanitize}
+PARTS: dict[str, Callable[[Job], Row]] = {"build": build, "test": test, "sanitize": sanitize, "bench": bench}
 
 
 def write_status(check: bool) -> int:
     page = PAGE.read_text()
-    wanted = gpu_record.page_with_status(page, gpu_record.load(), gpu_record.sources_hash())
+    wanted = gpu_record.page_with_status(page, gpu_record.load(), gpu_record.sources_hashes())
     if check and page != wanted:
         print(f"{PAGE} does not show {RECORD}: run python benchmarks/gpu_check.py --status", file=sys.stderr)
         return 1

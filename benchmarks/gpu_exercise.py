@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Every primitive on the GPU, at small sizes, against the CPU kernels: a line for each primitive, kind and dtype.
 
-Exit status 1 if one is further off than 3 % (half types) or 0.01 %, or if the plain-tensor path was taken. With --few: what
+python benchmarks/gpu_exercise.py [--few] [attention | regression | matrix_regression ...]
+
+Exit status 1 if one is further off than 3 % (half types) or 0.01 %, or if a family took the plain-tensor path. With --few: what
 compute-sanitizer can watch within a minute.
 """
 
 import itertools
+import math
 import sys
+from collections.abc import Callable, Iterator
 
 import torch
+from gpu_exercise_regressions import KINDS, Pairs, matrix_regression, regression
 from torch import Tensor
 
 import torch_rescaled
 
 ops = torch.ops.torch_rescaled
-KINDS = ("exp", "cosh", "sinh")
 LIMITS = {torch.float32: 1e-4, torch.float64: 1e-10, torch.bfloat16: 3e-2, torch.float16: 3e-2}
 
 
@@ -45,28 +49,56 @@ def primitives(x: dict[str, list[Tensor | None]], settings: tuple[object, ...]) 
     }
 
 
-def main(few: bool) -> int:
-    path = torch_rescaled.backend(torch.empty(1, 1).cuda())
-    print(f"path {path}, sources {torch_rescaled.build_info()['cuda_sources']}")
-    good = path != "plain"
+def attention(few: bool, device: str) -> Iterator[tuple[torch.dtype, str, Pairs]]:
     everything = itertools.product(LIMITS, KINDS, (0.0, 0.3))
     for dtype, kind, dropout_p in [(torch.float32, "sinh", 0.3), (torch.bfloat16, "exp", 0.0)] if few else everything:
         x = problem(dtype, dropout_p)
-        there = {name: [None if t is None else t.cuda() for t in tensors] for name, tensors in x.items()}
+        there = {name: [None if t is None else t.to(device) for t in tensors] for name, tensors in x.items()}
         settings = (dropout_p, True, None, kind)
         ours, expected = primitives(there, settings), primitives(x, settings)
-        torch.cuda.synchronize()
-        for name, tensors in ours.items():
-            pairs = zip(tensors, expected[name], strict=True)
-            error = max(((a.cpu() - b).double().abs().max() / b.double().abs().max()).item() for a, b in pairs)
-            passed = error <= LIMITS[dtype]  # a NaN does not pass
-            good = good and passed
-            dropout = " dropout" if dropout_p else ""
-            print(
-                f"{str(dtype).removeprefix('torch.')} {kind}{dropout} {name}: {error:.0e}{'' if passed else ' FAILED'}", flush=True
-            )
+        pairs = {name: [(a.cpu(), b) for a, b in zip(ours[name], expected[name], strict=True)] for name in ours}
+        yield dtype, kind + (" dropout" if dropout_p else ""), pairs
+
+
+FAMILIES: dict[str, Callable[[bool, str], Iterator[tuple[torch.dtype, str, Pairs]]]] = {
+    "attention": attention,
+    "regression": regression,
+    "matrix_regression": matrix_regression,
+}
+
+
+def path(family: str, device: str) -> str:
+    """The path that the family's primitives take: plain too where none has a kernel for CUDA."""
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith(f"torch_rescaled::_{family}_")]
+    if device != "cpu" and not any(torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA") for name in names):
+        return "plain"
+    return torch_rescaled.backend(torch.empty(1, 1, device=device), family=family)
+
+
+def error(ours: Tensor, expected: Tensor) -> float:
+    """The largest, relative to the largest number; of zeros as it is."""
+    if expected.numel() == 0:
+        return 0.0
+    a, b = ours.double(), expected.double()
+    return (a - b).abs().max().item() / (b.abs().max().item() or 1.0)
+
+
+def main(arguments: list[str], device: str = "cuda") -> int:
+    few, good = "--few" in arguments, True
+    for family in [name for name in arguments if name != "--few"] or FAMILIES:
+        suffix, took = "" if family == "attention" else f"_{family}", path(family, device)
+        print(f"path {family} {took}, sources {torch_rescaled.build_info()[f'cuda_sources{suffix}']}", flush=True)
+        good = good and took != "plain"
+        for dtype, case, pairs in FAMILIES[family](few, device):
+            for name, results in pairs.items():
+                errors = [error(*pair) for pair in results]
+                worst = max(errors, key=lambda e: (math.isnan(e), e))
+                passed = worst <= LIMITS[dtype]
+                good = good and passed
+                what = f"{str(dtype).removeprefix('torch.')} {case} {name}"
+                print(f"{what}: {worst:.0e}{'' if passed else ' FAILED'}", flush=True)
     return 0 if good else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main("--few" in sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

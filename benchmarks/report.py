@@ -325,6 +325,7 @@ RENDERERS = {
 PAGES = {
     "attention_cpu.json": "README.md",
     "attention_gpu.json": "README.md",
+    "attention_gpu_h100.json": "README.md",
     "attention_cpu_shapes.json": "docs/attention.md",
     "attention_cpu_types.json": "docs/attention.md",
     "attention_cpu_avx512_one_thread.json": "docs/attention.md",
@@ -335,7 +336,11 @@ PAGES = {
     "optimizers_cpu.json": "docs/optim.md",
 }
 
-MARKERS = {"attention_cpu_avx512_one_thread.json": "attention_avx512"}  # of a benchmark's second file; else the benchmark's name
+# Of a benchmark's second file; else the benchmark's name.
+MARKERS = {
+    "attention_cpu_avx512_one_thread.json": "attention_avx512",
+    "attention_gpu_h100.json": "attention_gpu_h100",
+}
 
 
 def main(command_line: list[str] | None = None) -> int:

@@ -18,6 +18,7 @@ from torch_rescaled import attention, attention_with_normalizer
 
 OPS = torch.ops.torch_rescaled
 ROOT = Path(__file__).resolve().parents[1]
+FAMILIES = ("attention", "regression", "matrix_regression")  # of kernels that are verified together
 
 
 def test_without_a_verified_gpu_the_plain_path_serves(capfd):
@@ -25,42 +26,51 @@ def test_without_a_verified_gpu_the_plain_path_serves(capfd):
     if OPS._cuda_path(0) != "plain":
         pytest.skip("this machine's GPU takes the kernels, which would read the memory that a fake tensor lacks")
     none, settings = (None,) * 3, (0.0, False, None, "exp")
-    before = torch.is_warn_always_enabled()
-    torch.set_warn_always(True)
-    try:
-        with torch._subclasses.FakeTensorMode():
-            q, v = torch.empty(2, 4, 8, device="cuda:0"), torch.empty(2, 4, 3, device="cuda:0")
-            output, rows = torch.empty(2, 4, 3, device="cuda:0"), torch.empty(2, 4, device="cuda:0")
-            saved = output, rows, rows
-            seed = torch.empty(2, dtype=torch.int64, device="cuda:0")
-            cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    with torch._subclasses.FakeTensorMode():
+        q, v = torch.empty(2, 4, 8, device="cuda:0"), torch.empty(2, 4, 3, device="cuda:0")
+        output, rows = torch.empty(2, 4, 3, device="cuda:0"), torch.empty(2, 4, device="cuda:0")
+        saved = output, rows, rows
+        seed = torch.empty(2, dtype=torch.int64, device="cuda:0")
+        cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
-            def shapes(name, *args):
-                out = getattr(OPS, name).default.redispatch(cuda, *args)
-                out = out if isinstance(out, tuple) else (out,)
-                assert all(t.device == q.device and t.is_contiguous() for t in out)
-                return [tuple(t.shape) for t in out]
+        def shapes(name, *args):
+            out = getattr(OPS, name).default.redispatch(cuda, *args)
+            out = out if isinstance(out, tuple) else (out,)
+            assert all(t.device == q.device and t.is_contiguous() for t in out)
+            return [tuple(t.shape) for t in out]
 
-            point = (q, q, v, *none)
-            outputs, gradients = [(2, 4, 3), (2, 4), (2, 4)], [(2, 4, 8), (2, 4, 8), (2, 4, 3), (0,)]
-            assert shapes("_attention_forward", *point, *settings) == outputs
-            assert shapes("_attention_backward", output, None, None, *point, *saved, *settings, [True] * 4) == gradients
-            assert shapes("_attention_jvp", q, None, None, None, *point, *saved, *settings) == outputs
-            along = (q, None, None, None, output, None, None)
-            assert shapes("_attention_double_backward", *along, *point, *saved, *settings, [True] * 7) == outputs + gradients
-            assert shapes("_attention_dropout_mask", seed, 4, 5, 0.5) == [(2, 4, 5)]
-            assert torch_rescaled.backend(q) == "plain"
-    finally:
-        torch.set_warn_always(before)
+        point = (q, q, v, *none)
+        outputs, gradients = [(2, 4, 3), (2, 4), (2, 4)], [(2, 4, 8), (2, 4, 8), (2, 4, 3), (0,)]
+        assert shapes("_attention_forward", *point, *settings) == outputs
+        assert shapes("_attention_backward", output, None, None, *point, *saved, *settings, [True] * 4) == gradients
+        assert shapes("_attention_jvp", q, None, None, None, *point, *saved, *settings) == outputs
+        along = (q, None, None, None, output, None, None)
+        assert shapes("_attention_double_backward", *along, *point, *saved, *settings, [True] * 7) == outputs + gradients
+        assert shapes("_attention_dropout_mask", seed, 4, 5, 0.5) == [(2, 4, 5)]
+        assert torch_rescaled.backend(q) == "plain"
     text = capfd.readouterr().err  # outside the autograd engine torch writes warnings of operators there
-    assert text.count("the plain-tensor path takes their place, which is right but takes O(N M) memory") == 5
+    assert text.count("the plain-tensor path takes their place, which is right but takes O(N M) memory") == 1  # once a family
     assert "was built without nvcc" in text or "TORCH_RESCALED_UNVERIFIED_CUDA=1 takes the kernels" in text
 
 
 def test_the_library_knows_its_cuda_sources():
     command = ["cmake", "-P", ROOT / "cmake" / "cuda_sources.cmake"]
     done = subprocess.run(command, env=with_tools(), capture_output=True, text=True, check=True)
-    assert torch_rescaled.build_info()["cuda_sources"] == done.stdout.strip(), "the library is older than the kernels' sources"
+    families = {name: "" if name == "attention" else f"_{name}" for name in FAMILIES}
+    info = torch_rescaled.build_info()
+    found = {name: info[f"cuda_sources{suffix}"] for name, suffix in families.items()}
+    assert found == dict(line.split() for line in done.stdout.splitlines()), "the library is older than the kernels' sources"
+    assert all(f"cuda_verified{suffix}" in info for suffix in families.values())
+
+
+def test_the_path_is_that_of_a_family():
+    for family in FAMILIES:
+        assert torch_rescaled.backend(torch.empty(1), family=family).startswith("cpu:")
+        assert OPS._cuda_path(0, family).partition(":")[0] in ("plain", "cuda")
+    assert OPS._cuda_path(0) == OPS._cuda_path(0, "attention")
+    for refused in (lambda: OPS._cuda_path(0, "attentions"), lambda: torch_rescaled.backend(torch.empty(1), family="attentions")):
+        with pytest.raises(ValueError, match=r"expected family '?attention"):
+            refused()
 
 
 def inputs(n=300, m=500, d=64, dtype=torch.float32, device="cuda"):

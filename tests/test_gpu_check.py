@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -16,14 +17,20 @@ import contestants  # noqa: E402
 import cuda_resources  # noqa: E402
 import gpu_attention  # noqa: E402
 import gpu_check  # noqa: E402
+import gpu_exercise  # noqa: E402
+import gpu_exercise_regressions  # noqa: E402
 import gpu_record  # noqa: E402
 from helpers import with_tools  # noqa: E402
+
+ATTENTION, REGRESSION = gpu_record.PRIMITIVES["attention"], gpu_record.PRIMITIVES["regression"]
+SOURCES = {"attention": "aaaa", "regression": "cccc", "matrix_regression": "dddd"}
 
 
 def made_up(sources="aaaa", capability="9.0", failed=(), **facts):
     run = {"sources": sources, "gpu": "NVIDIA H100", "capability": capability, "torch": "2.11.0+cu130", "commit": "0123456789ab"}
     run |= {"date": "2030-01-02", "tests": {"passed": 9, "failed": len(failed), "skipped": 0}}
-    return run | {"primitives": {name: name not in failed for name in gpu_record.PRIMITIVES}} | facts
+    primitives = gpu_record.PRIMITIVES[facts.get("family", "attention")]
+    return run | {"primitives": {name: name not in failed for name in primitives}} | facts
 
 
 def junit(*cases):
@@ -48,16 +55,41 @@ def test_a_page_that_does_not_is_noticed(monkeypatch, tmp_path, capsys):
 
 
 def test_status_of_nothing_of_these_and_of_other_sources():
-    assert "**No GPU has run the CUDA kernels of this version:**" in gpu_record.status([], "aaaa")
-    other = gpu_record.status([made_up("bbbb")], "aaaa")
-    assert "No GPU has run" in other and "Runs of other versions of the sources in the record: 1." in other and "H100" not in other
-    text = gpu_record.status([made_up(failed=["jvp"])], "aaaa")
+    text = gpu_record.status([], SOURCES)
+    for name in ("attention", "regression", "matrix regression"):
+        assert f"**No GPU has run CUDA kernels of {name} of this version**" in text
+    other = gpu_record.status([made_up("bbbb"), made_up("aaaa", family="regression")], SOURCES)
+    assert other.startswith(text) and "H100" not in other
+    assert other.endswith("Runs of other versions of the sources in the record: 2. They verify nothing here.")
+
+
+def test_status_of_each_family_that_ran():
+    text = gpu_record.status([made_up(failed=["jvp"]), made_up("cccc", family="regression", failed=["rows"])], SOURCES)
     assert "| NVIDIA H100 | 9.0 | 2.11.0+cu130 | 0123456789ab | 2030-01-02 | passed | passed | failed | passed |" in text
+    marks = ["failed" if name == "rows" else "passed" for name in REGRESSION]
+    assert f"| 2030-01-02 | {' | '.join(marks)} |" in text and "gauss newton |\n" in text
+    assert [name for name in SOURCES if f"CUDA kernels of {name.replace('_', ' ')} of this version (sources" in text] == [
+        "attention", "regression",
+    ]  # fmt: skip
+    assert "**No GPU has run CUDA kernels of matrix regression of this version** (sources `dddd`)" in text
 
 
-def test_a_new_run_replaces_that_of_the_same_sources_and_capability():
-    runs = [made_up(date="old"), made_up(capability="8.0"), made_up("bbbb")]
-    assert gpu_record.with_run(runs, made_up(date="new")) == [*runs[1:], made_up(date="new")]
+def test_cmake_knows_the_families():
+    assert set(gpu_record.sources_hashes()) == set(gpu_record.PRIMITIVES)
+    assert gpu_record.sources_hash() != gpu_record.sources_hash("regression")
+
+
+def test_a_new_run_replaces_that_of_the_same_sources_and_gpu():
+    runs = [
+        made_up(date="old"),
+        made_up(capability="8.0"),
+        made_up("bbbb"),
+        made_up(gpu="NVIDIA H200"),
+        made_up(family="regression"),
+    ]
+    assert gpu_record.with_run(runs, made_up(date="new", family="attention")) == [
+        *runs[1:], made_up(date="new", family="attention"),
+    ]  # fmt: skip
     assert json.loads(gpu_record.text_of(runs))["runs"] == runs
 
 
@@ -66,19 +98,22 @@ def test_a_new_run_replaces_that_of_the_same_sources_and_capability():
     [
         ("AssertionError: jvp[0]: error 1.00e+00, bound 1.00e-06", {"jvp"}),
         ("AssertionError: forward over reverse[2]: error 1, bound 0", {"backward", "double_backward"}),
-        ("RuntimeError: torch_rescaled::_attention_forward: CUDA error cudaErrorNotSupported", set(gpu_record.PRIMITIVES)),
+        ("RuntimeError: torch_rescaled::_attention_forward: CUDA error cudaErrorNotSupported", set(ATTENTION)),
     ],
 )
 def test_failures_are_assigned_to_primitives(message, failed):
     counts, passed = gpu_record.outcome([junit(None, "skipped"), junit(message)])
     assert counts == {"passed": 1, "failed": 1, "skipped": 1}
     assert {name for name, good in passed.items() if not good} == failed
+    counts, passed = gpu_record.outcome([junit(None, "skipped"), junit(message)], "regression")
+    assert counts["failed"] == 1 and list(passed) == list(REGRESSION) and not any(passed.values())
 
 
-def test_nothing_passes_without_a_test_that_passed():
-    assert not any(gpu_record.outcome([])[1].values())
-    assert not any(gpu_record.outcome([junit("skipped")])[1].values())
-    assert all(gpu_record.outcome([junit(None)])[1].values())
+@pytest.mark.parametrize("family", gpu_record.PRIMITIVES)
+def test_nothing_passes_without_a_test_that_passed(family):
+    assert not any(gpu_record.outcome([], family)[1].values())
+    assert not any(gpu_record.outcome([junit("skipped")], family)[1].values())
+    assert all(gpu_record.outcome([junit(None)], family)[1].values())
 
 
 @pytest.mark.parametrize(
@@ -89,6 +124,8 @@ def test_nothing_passes_without_a_test_that_passed():
         ([made_up(), made_up(capability="8.6"), made_up()], "9.0 8.6"),
         ([made_up(failed=["backward"]), made_up("bbbb", "8.0")], ""),
         ([made_up(primitives={})], ""),
+        ([made_up(), made_up(gpu="NVIDIA H200", failed=["jvp"]), made_up(capability="8.0")], "8.0"),
+        ([made_up(family="attention"), made_up(capability="8.0", family="regression")], "9.0"),
     ],
 )
 def test_the_build_reads_the_record(runs, expected, tmp_path):
@@ -105,6 +142,8 @@ def test_the_build_reads_the_record(runs, expected, tmp_path):
         "random.h",
         "attention/parameters.h",
         "attention/view.h",
+        "matrix_regression/parameters.h",
+        "regression/parameters.h",
     ):
         file = tmp_path / "csrc" / "kernels" / name
         file.parent.mkdir(exist_ok=True)
@@ -113,7 +152,9 @@ def test_the_build_reads_the_record(runs, expected, tmp_path):
     functions.write_text((ROOT / "cmake" / "cuda_sources.cmake").read_text())
     (tmp_path / "tests" / "gpu_verified.json").write_text(gpu_record.text_of(runs))
     script = tmp_path / "script.cmake"
-    script.write_text(f'include({functions})\ncuda_verified_capabilities(aaaa found)\nmessage(STATUS "found: [${{found}}]")\n')
+    script.write_text(
+        f'include({functions})\ncuda_verified_capabilities(attention aaaa found)\nmessage(STATUS "found: [${{found}}]")\n'
+    )
     done = subprocess.run(["cmake", "-P", script], env=with_tools(), capture_output=True, text=True)
     assert f"found: [{expected}]" in done.stdout, done.stdout + done.stderr
 
@@ -158,38 +199,137 @@ def test_a_command_is_logged_and_stopped_at_its_limit(tmp_path, monkeypatch):
     assert "[exit status 3]" in log and "[exit status None]" in log
 
 
-EXERCISE = "path cuda:9.0, sources aaaa\nfloat32 exp forward: 1e-07\nfloat32 exp jvp: 1e-07\n"
+def exercise_of(family):
+    lines = [f"path {family} cuda:9.0, sources {SOURCES[family]}"]
+    return "\n".join([*lines, *(f"float32 exp {name}: 1e-07" for name in gpu_record.PRIMITIVES[family])]) + "\n"
 
 
+@pytest.mark.parametrize("family", gpu_record.PRIMITIVES)
 @pytest.mark.parametrize(
-    ("status", "exercise", "failed"),
+    ("status", "change", "failed"),
     [
-        (0, EXERCISE, set()),
-        (1, EXERCISE + "float32 sinh jvp: nan FAILED\n", {"jvp"}),
-        (1, EXERCISE + "Traceback\nRuntimeError: CUDA error\n", set(gpu_record.PRIMITIVES)),
-        (1, EXERCISE.replace("cuda:9.0", "plain"), set(gpu_record.PRIMITIVES)),
-        (None, EXERCISE, set(gpu_record.PRIMITIVES)),
-        (1, "ImportError\n", set(gpu_record.PRIMITIVES)),
+        (0, lambda text: text, "none"),
+        (1, lambda text: text + "float32 sinh {name}: nan FAILED\n", "one"),
+        (0, lambda text: text.replace("exp {name}: 1e-07", ""), "one"),
+        (1, lambda text: text + "Traceback\nRuntimeError: CUDA error\n", "all"),
+        (1, lambda text: text.replace("cuda:9.0", "plain"), "all"),
+        (None, lambda text: text, "all"),
+        (1, lambda text: "ImportError\n", "all"),
     ],
 )
-def test_the_record_of_a_run(status, exercise, failed, tmp_path, monkeypatch):
-    """The tests pass; what is recorded is what the exercise says was loaded and taken, and found wrong."""
+def test_the_record_of_a_run(status, change, failed, family, tmp_path, monkeypatch):
+    """The tests pass; what is recorded is what the exercise says was loaded and taken, and found wrong, of this family alone."""
+    one = gpu_record.PRIMITIVES[family][2]
+    given = change(exercise_of(family).replace(f" {one}:", " {name}:")).replace("{name}", one)
 
     def run(job, part, *commands, log=""):
         for command in commands:
             for option in command:
                 if str(option).startswith("--junitxml="):
                     Path(str(option).partition("=")[2]).write_text(junit(None, "skipped"))
-        return [(status, exercise)] if part == "sanitize" else [(0, "")] * len(commands)
+        if part == "exercise":
+            return [(status, given) if command[-1] == family else (0, exercise_of(command[-1])) for command in commands]
+        return [(0, "")] * len(commands)
 
     monkeypatch.setattr(gpu_check.Job, "run", run)
     monkeypatch.setattr(gpu_check.torch.cuda, "get_device_name", lambda: "NVIDIA H100")
     monkeypatch.setattr(gpu_check.torch.cuda, "get_device_capability", lambda: (9, 0))
     row = gpu_check.test(gpu_check.Job(tmp_path))
-    record = json.loads((tmp_path / "gpu_verified.json").read_text())["runs"][-1]
-    assert record["sources"] == ("unknown" if "Import" in exercise else "aaaa") and record["capability"] == "9.0"
-    assert {name for name, passed in record["primitives"].items() if not passed} == failed
-    assert row.good == (not failed)
+    records = {run["family"]: run for run in json.loads((tmp_path / "gpu_verified.json").read_text())["runs"][-3:]}
+    assert list(records) == list(gpu_record.PRIMITIVES)
+    for name, record in records.items():
+        known = name != family or "Import" not in given
+        assert record["sources"] == (SOURCES[name] if known else "unknown") and record["capability"] == "9.0"
+        wrong = {primitive for primitive, passed in record["primitives"].items() if not passed}
+        expected = {"none": [], "one": [one], "all": gpu_record.PRIMITIVES[name]}[failed] if name == family else []
+        assert wrong == set(expected)
+    assert row.good == (failed == "none")
+    assert row.text == "7 passed, 0 failed, 7 skipped"
+
+
+@pytest.mark.parametrize("gone", ["tests/test_solve.py", gpu_check.MASKING])
+def test_a_family_whose_tests_did_not_end_is_not_verified(gone, tmp_path, monkeypatch):
+    def run(job, part, *commands, log=""):
+        results = []
+        for command in map(list, commands):
+            lost = gone in map(str, command)
+            for option in command:
+                if str(option).startswith("--junitxml=") and not lost:
+                    Path(str(option).partition("=")[2]).write_text(junit(None))
+            results.append((0, exercise_of(command[-1])) if part == "exercise" else (None if lost else 5, "no report"))
+        return results
+
+    monkeypatch.setattr(gpu_check.Job, "run", run)
+    monkeypatch.setattr(gpu_check, "instructions", lambda job: (True, "ok"))
+    monkeypatch.setattr(gpu_check.torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    monkeypatch.setattr(gpu_check.torch.cuda, "get_device_capability", lambda: (9, 0))
+    row = gpu_check.test(gpu_check.Job(tmp_path))
+    runs = json.loads((tmp_path / "gpu_verified.json").read_text())["runs"][-3:]
+    lost = "regression" if "solve" in gone else "attention"
+    assert [run["family"] for run in runs if not all(run["primitives"].values())] == [lost]
+    assert sum("not finished, or not started" in detail for detail in row.details) == 1
+
+
+def test_every_test_file_is_run_once():
+    files = {f"tests/{file.name}" for file in (ROOT / "tests").glob("test_*.py")}
+    ignored = {argument.partition("=")[2] for argument in gpu_check.TOGETHER[-1] if "=" in argument}
+    named = [file for group in (*gpu_check.ALONE, *gpu_check.OF_FAMILY.values()) for file in group]
+    assert ignored == {*named, gpu_check.ORACLE, gpu_check.MASKING} and ignored <= files and len(set(named)) == len(named)
+
+
+class Plain:
+    """Plain-tensor formulas, on the CPU, in the place of a GPU's kernels."""
+
+    def __getattr__(self, name):
+        operator = getattr(torch.ops.torch_rescaled, name).default
+        if name == "_regression_statistics":
+            return operator
+        keys = torch._C.DispatchKeySet(torch._C.DispatchKey.XLA)  # for which there is no kernel
+        return lambda *arguments: operator.redispatch(keys, *arguments)
+
+
+def test_the_exercise_touches_every_primitive_and_sees_what_is_wrong(monkeypatch, capsys):
+    def lines():
+        said, found = {}, None
+        for line in capsys.readouterr().out.splitlines():
+            if line.startswith("path "):
+                found = said.setdefault(line.split()[1], [])
+            else:
+                found.append(line)
+        return said
+
+    assert gpu_exercise.main(["--few"], "cpu") == 0
+    said = lines()
+    for family, names in gpu_record.PRIMITIVES.items():
+        assert {line.split()[-2].removesuffix(":") for line in said[family]} == set(names)
+    # What begins with a point's numbers has their scale, which the formulas do not ask for.
+    monkeypatch.setattr(gpu_exercise_regressions, "ours", Plain())
+    assert gpu_exercise.main(["--few", "regression", "matrix_regression"], "cpu") == 1
+    scaled = {"regression": {"rows"}, "matrix_regression": {"gradient", "moments", "product", "tangents", "gradient_tangent"}}
+    for family, found in lines().items():
+        failed = {line.split()[-3].removesuffix(":") for line in found if line.endswith("FAILED") and " normalized " not in line}
+        assert failed == scaled[family]
+        assert not [line for line in found if line.endswith("FAILED") and " normalized " in line]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_the_benchmarks_of_the_regressions_run_where_they_are(there, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check, "HERE", tmp_path)
+    for name in ("regression", "matrix_regression") if there else ():
+        (tmp_path / f"gpu_{name}.py").write_text("")
+    asked = []
+
+    def run(job, part, *commands, log=""):
+        ((_, program, output, seconds),) = commands
+        asked.append((program.name, output.name))
+        assert 0 < seconds < gpu_check.LIMITS[part]
+        return [(0, f"{program.stem}: 5 TF/s\nanother line")]
+
+    monkeypatch.setattr(gpu_check.Job, "run", run)
+    row = gpu_check.bench(gpu_check.Job(tmp_path))
+    others = [("gpu_regression.py", "bench_regression.json"), ("gpu_matrix_regression.py", "bench_matrix_regression.json")]
+    assert row.good and asked == [("gpu_attention.py", "bench.json"), *(others if there else ())]
+    assert row.details[0] == "gpu_attention: 5 TF/s" and len(row.details) == (5 if there else 1)
 
 
 def test_without_a_gpu_that_is_said(tmp_path, monkeypatch, capsys):

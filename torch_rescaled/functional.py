@@ -125,13 +125,18 @@ def attention_with_normalizer(
     return output, balance, log_normalizer
 
 
-def backend(query: Tensor, kind: str = "exp") -> str:
-    """The path that :func:`attention` takes for tensors like ``query``.
+def backend(query: Tensor, kind: str = "exp", family: str = "attention") -> str:
+    """The path that :func:`attention` takes for tensors like ``query``, or that another family of operators does.
+
+    Args:
+        query: Any tensor on the device in question.
+        kind: Of the attention; every kind takes the same path.
+        family: Kernels are verified on GPUs by family: ``"attention"``, ``"regression"`` or ``"matrix_regression"``.
 
     Returns:
         ``"cpu:avx512"``, ``"cpu:avx2"``, ``"cpu:baseline"``: fused kernels for that instruction set; ``"cuda:9.0"`` and the like:
-        fused kernels on a GPU of that compute capability; ``"plain"``: plain-tensor formulas in O(N M) memory, on GPUs on which no
-        recorded run has verified the kernels; ``"meta"`` for meta tensors.
+        fused kernels on a GPU of that compute capability; ``"plain"``: plain-tensor formulas (attention's in O(N M) memory), on
+        GPUs on which no recorded run has verified the family's kernels; ``"meta"`` for meta tensors.
 
     Raises:
         NotImplementedError: no kernels for this device.
@@ -142,11 +147,15 @@ def backend(query: Tensor, kind: str = "exp") -> str:
         'cpu'
     """
     check_kind("torch_rescaled.backend", kind)
+    if family not in ("attention", "regression", "matrix_regression"):
+        raise ValueError(
+            f"torch_rescaled.backend: expected family 'attention', 'regression' or 'matrix_regression', got {family!r}"
+        )
     if query.device.type == "cpu":
         return f"cpu:{build_info()['cpu_isa']}"
     if query.device.type == "meta":
         return "meta"
     if query.device.type == "cuda":
-        path: str = torch.ops.torch_rescaled._cuda_path(query.device.index)
+        path: str = torch.ops.torch_rescaled._cuda_path(query.device.index, family)
         return path
     raise NotImplementedError(f"torch_rescaled.backend: expected a tensor on the CPU or CUDA (or meta), got one on {query.device}")
