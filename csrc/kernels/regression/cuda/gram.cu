@@ -96,7 +96,8 @@ __global__ void __launch_bounds__(256, 1)
     c.sides = reinterpret_cast<const double*>(workspace + plan.totals) + batch * kSides * c.columns;
     c.square = static_cast<const double*>(matrix(p.saved_statistics, p, batch).data)[RegressionStatistics::square];
   } else {
-    c.vectors = reinterpret_cast<const double*>(workspace + last_level(pass).vectors) + batch * pass.vectors * p.columns;
+    c.vectors =
+        reinterpret_cast<const double*>(workspace + last_level(pass).vectors) + batch * pass.vectors * p.columns;
     c.totals = cuda::totals_of(reinterpret_cast<const Sums*>(workspace + last_level(pass).sums)[batch], p.form);
     c.square = c.totals.square, c.factor = c.totals.factor;
   }
@@ -121,16 +122,15 @@ const char* run(const RegressionParameters& p, const PassPlan& pass, const GramP
   if (error == nullptr && plan.resident)
     error = launch(sides_walk<S>, p.batches * kSides * (plan.padded() / kSumColumns), threads, shared, stream, p, plan);
   const int64_t rows = at_most(p.columns, kTile), groups = rows * kTile / kSumColumns;
-  return error != nullptr ? error
-                          : launch(hessian_walk<S>, p.batches * plan.tiles * groups, threads, shared, stream, p, pass,
-                                   plan, groups);
+  return error != nullptr
+             ? error
+             : launch(hessian_walk<S>, p.batches * plan.tiles * groups, threads, shared, stream, p, pass, plan, groups);
 }
 
 }  // namespace
 
 const char* regression_gram(const RegressionParameters& p, const PassPlan& pass, const GramPlan& plan, void* stream) {
-  return with_element_type(p.A.dtype,
-                           [&](auto element) { return run<decltype(element)>(p, pass, plan, stream); });
+  return with_element_type(p.A.dtype, [&](auto element) { return run<decltype(element)>(p, pass, plan, stream); });
 }
 
 }  // namespace rescaled

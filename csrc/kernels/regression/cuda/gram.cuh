@@ -140,14 +140,14 @@ struct GramBlock {
     const S* const a = memory.left[stage % 2] + s.row + lane / 8 * 8;
     const S* const b = memory.right[stage % 2] + s.column + lane % 8 * 4;
     RESCALED_ROLLED for (int first = s.group; first < kRows; first += 2 * s.groups)
-      RESCALED_UNROLL for (int half = 0; half < 2; ++half) {
-        const int k = first + half * s.groups;
-        const Quad<S> low = *reinterpret_cast<const Quad<S>*>(a + k * kTile),
-                      high = *reinterpret_cast<const Quad<S>*>(a + k * kTile + 4),
-                      right_row = *reinterpret_cast<const Quad<S>*>(b + k * kTile);
-        RESCALED_UNROLL for (int y = 0; y < 8; ++y) RESCALED_UNROLL for (int x = 0; x < 4; ++x) acc[y][x] +=
-            (y < 4 ? low.x[y] : high.x[y - 4]) * right_row.x[x];
-      }
+        RESCALED_UNROLL for (int half = 0; half < 2; ++half) {
+      const int k = first + half * s.groups;
+      const Quad<S> low = *reinterpret_cast<const Quad<S>*>(a + k * kTile),
+                    high = *reinterpret_cast<const Quad<S>*>(a + k * kTile + 4),
+                    right_row = *reinterpret_cast<const Quad<S>*>(b + k * kTile);
+      RESCALED_UNROLL for (int y = 0; y < 8; ++y) RESCALED_UNROLL for (int x = 0; x < 4; ++x) acc[y][x] +=
+          (y < 4 ? low.x[y] : high.x[y - 4]) * right_row.x[x];
+    }
   }
 
   // Adds what is summed in T to the sums in float64, in a fixed order. All threads; no stage is in shared memory.
@@ -157,7 +157,8 @@ struct GramBlock {
       block_barrier();
       if (group != s.group) continue;
       RESCALED_UNROLL for (int y = 0; y < 8; ++y) RESCALED_UNROLL for (int x = 0; x < 4; ++x) {
-        memory.total[(s.row + lane / 8 * 8 + y) * kTile + s.column + lane % 8 * 4 + x] += static_cast<double>(acc[y][x]);
+        memory.total[(s.row + lane / 8 * 8 + y) * kTile + s.column + lane % 8 * 4 + x] +=
+            static_cast<double>(acc[y][x]);
         acc[y][x] = S(0);
       }
     }
@@ -198,8 +199,9 @@ struct GramBlock {
     for (int i = thread_index(); i < kTile * kTile; i += kGramThreads) to[i] = memory.total[i];
     if (!plan.resident || !on_diagonal() || thread_index() >= kSides * kTile) return;
     const int64_t padded = plan.panels * kTile, k = thread_index() / kTile;
-    reinterpret_cast<double*>(workspace + plan.sides)[(part * kSides + k) * padded + left_panel * kTile +
-                                                      thread_index() % kTile] = memory.side[thread_index()];
+    reinterpret_cast<double*>(workspace +
+                              plan.sides)[(part * kSides + k) * padded + left_panel * kTile + thread_index() % kTile] =
+        memory.side[thread_index()];
   }
 };
 

@@ -17,12 +17,12 @@ constexpr int kStageRows = sizeof(T) == 8 ? 24 : 48;
 
 struct GramPlan {
   bool whole = false;
-  bool resident = false;        // D and the sides from resident rows; else D is there, and the sides are not asked for
+  bool resident = false;  // D and the sides from resident rows; else D is there, and the sides are not asked for
   int64_t panels = 0, tiles = 0;  // kTile columns each; of the lower triangle
   int64_t chunks = 0, stages = 0;
-  int64_t diagonal = 0;           // [batches][rows], of the arithmetic
-  int64_t grams = 0, sides = 0;   // [batches][chunks][tiles][kTile][kTile], [batches][chunks][kSides][panels kTile]
-  int64_t totals = 0;             // [batches][kSides][panels kTile]
+  int64_t diagonal = 0;          // [batches][rows], of the arithmetic
+  int64_t grams = 0, sides = 0;  // [batches][chunks][tiles][kTile][kTile], [batches][chunks][kSides][panels kTile]
+  int64_t totals = 0;            // [batches][kSides][panels kTile]
   int64_t padded() const { return panels * kTile; }
 };
 

@@ -43,8 +43,8 @@ __global__ void __launch_bounds__(kJoinThreads, 1)
   char* const workspace = static_cast<char*>(p.workspace);
   const int64_t from_part = batch * step.from.count + part, to_part = batch * step.to.count + group;
   join_parts(joint, reinterpret_cast<const Sums*>(workspace + step.from.sums) + from_part, count);
-  const From* const from = reinterpret_cast<const From*>(workspace + step.from.vectors) +
-                           from_part * step.vectors * p.columns;
+  const From* const from =
+      reinterpret_cast<const From*>(workspace + step.from.vectors) + from_part * step.vectors * p.columns;
   double* const to = reinterpret_cast<double*>(workspace + step.to.vectors) + to_part * step.vectors * p.columns;
   for (int i = thread_index(); i < step.vectors * kJoinColumns; i += block_threads()) {
     const int k = i / kJoinColumns;

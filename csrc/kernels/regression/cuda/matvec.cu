@@ -42,8 +42,7 @@ __global__ void __launch_bounds__(32 * kMatvecWarps, 1)
       tile.multiply(x, s);
     }
     sum_over(s, plan.lanes);
-    if (lane % plan.lanes == 0)
-      RESCALED_UNROLL for (int i = 0; i < kLoads; ++i) products[i * per + place] = s[i];
+    if (lane % plan.lanes == 0) RESCALED_UNROLL for (int i = 0; i < kLoads; ++i) products[i * per + place] = s[i];
     warp_barrier();
     for (int k = lane; k < plan.tile_rows; k += 32)
       if (first + k < p.rows) static_cast<S*>(out.data)[(first + k) * out.row] = products[k];
@@ -63,8 +62,8 @@ const char* regression_matvec(const RegressionParameters& p, bool of_x, int64_t 
     plan.tile_rows = kLoads * (32 / plan.lanes);
     const int64_t tiles = parts_of(p.rows, plan.tile_rows * kMatvecWarps);
     plan.tiles = parts_of(tiles, blocks_wanted(p, sizeof(T))), plan.chunks = parts_of(tiles, plan.tiles);
-    return launch(whole ? matvec_walk<T, true> : matvec_walk<T, false>, p.batches * plan.chunks,
-                  32 * kMatvecWarps, kMatvecWarps * plan.tile_rows * int64_t{sizeof(Number<T>)}, stream, p, plan);
+    return launch(whole ? matvec_walk<T, true> : matvec_walk<T, false>, p.batches * plan.chunks, 32 * kMatvecWarps,
+                  kMatvecWarps * plan.tile_rows * int64_t{sizeof(Number<T>)}, stream, p, plan);
   });
 }
 

@@ -29,8 +29,10 @@ int64_t pass_shared_bytes(const PassPlan& plan) {
   using S = Number<T>;
   const RowPlan& cut = plan.rows;
   const int64_t reading = cut.warps * (warp_bytes<T, kVectors>(cut) + 4 * kLoads * int64_t{sizeof(S)}),
-                joining = cut.teams * plan.vectors * block_columns(cut, plan.rows.whole ? kWidth<T, true> : kWidth<T, false>) * int64_t{sizeof(S)} + 64 +
-                          4 * int64_t{sizeof(Sums)} + int64_t{sizeof(Joint<4>)};
+                joining = cut.teams * plan.vectors *
+                              block_columns(cut, plan.rows.whole ? kWidth<T, true> : kWidth<T, false>) *
+                              int64_t{sizeof(S)} +
+                          64 + 4 * int64_t{sizeof(Sums)} + int64_t{sizeof(Joint<4>)};
   return at_least(reading, joining);
 }
 
@@ -104,8 +106,8 @@ struct PassBlock {
     if (cut.team == 1) return warp_barrier();
     // Across the warps of a team, by turns in two places: one barrier a tile.
     constexpr int kNumbers = (kIsProduct<kVectors> ? 2 : 1) * kLoads;
-    S* const partial = reinterpret_cast<S*>(memory + cut.warps * warp_bytes<T, kVectors>(cut)) +
-                       step % 2 * cut.warps * kNumbers;
+    S* const partial =
+        reinterpret_cast<S*>(memory + cut.warps * warp_bytes<T, kVectors>(cut)) + step % 2 * cut.warps * kNumbers;
     warp_barrier();
     if (lane < kNumbers) partial[warp * kNumbers + lane] = logits[lane];
     block_barrier();

@@ -4,9 +4,8 @@
 namespace rescaled {
 
 const char* regression_product_pass(const RegressionParameters& p, const PassPlan& plan, void* stream) {
-  return with_element_type(p.A.dtype, [&](auto element) {
-    return launch_pass<decltype(element), Vectors::product>(p, plan, stream);
-  });
+  return with_element_type(
+      p.A.dtype, [&](auto element) { return launch_pass<decltype(element), Vectors::product>(p, plan, stream); });
 }
 
 }  // namespace rescaled

@@ -99,7 +99,8 @@ __global__ void __launch_bounds__(kJoinStatistics, 1)
   RESCALED_SHARED(memory);
   Joint<kMostParts>& joint = *reinterpret_cast<Joint<kMostParts>*>(memory);
   const Parts &from = plan.level[level - 1], &to = plan.level[level];
-  const int64_t group = block_index() % to.count, point = block_index() / to.count, left = from.count - group * kMostParts;
+  const int64_t group = block_index() % to.count, point = block_index() / to.count,
+                left = from.count - group * kMostParts;
   join_parts(joint, sums_at(p, from) + point * from.count + group * kMostParts,
              static_cast<int>(left < kMostParts ? left : kMostParts));
   if (thread_index() != 0) return;
@@ -165,8 +166,8 @@ struct ModelSums {
 };
 // Over the block, in a fixed order: in thread 0.
 RESCALED_DEVICE void join_block(ModelSums& s, ModelSums* of_warps) {
-  RESCALED_UNROLL for (int k = 0; k < RegressionModel::count; ++k)
-      RESCALED_UNROLL for (int bit = 1; bit < 32; bit *= 2) s.join(k, shuffle_xor(s.of[k], bit));
+  RESCALED_UNROLL for (int k = 0; k < RegressionModel::count; ++k) RESCALED_UNROLL for (int bit = 1; bit < 32; bit *= 2)
+      s.join(k, shuffle_xor(s.of[k], bit));
   if (thread_index() % 32 == 0) of_warps[thread_index() / 32] = s;
   block_barrier();
   if (thread_index() != 0) return;

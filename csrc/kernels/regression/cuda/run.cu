@@ -17,8 +17,8 @@ PassPlan pass_plan(const RegressionParameters& p, RegressionPass pass, Space& sp
     return nullptr;
   });
   const int64_t size = p.A.dtype == DType::float64 ? 8 : 4;
-  plan.vectors = (product ? cuda::kVectorCount<cuda::Vectors::product> : cuda::kVectorCount<cuda::Vectors::gradient>) +
-                 (p.penalty_weight ? 1 : 0);
+  plan.vectors = (product ? cuda::kVectorCount<cuda::Vectors::product>
+                          : cuda::kVectorCount<cuda::Vectors::gradient>)+(p.penalty_weight ? 1 : 0);
   plan.given = plan.rows.column_chunks > 1, plan.keeps_logits = pass == RegressionPass::gauss_newton && !plan.given;
   for (int64_t count = plan.rows.chunks;; count = parts_of(count, kMostParts)) {
     Parts& level = plan.level[plan.levels++];
@@ -37,7 +37,8 @@ struct Plans {
   GramPlan gram;
   Plans(RegressionPass which, const RegressionParameters& p) {
     const bool both = which == RegressionPass::gauss_newton;
-    if (both || which == RegressionPass::evaluate || which == RegressionPass::product) pass = pass_plan(p, which, space);
+    if (both || which == RegressionPass::evaluate || which == RegressionPass::product)
+      pass = pass_plan(p, which, space);
     if (!both && which != RegressionPass::curvature) return;
     const auto plan = [&](auto element) {
       gram = gram_plan<decltype(element)>(p, space);
@@ -89,8 +90,7 @@ const char* regression_cuda_run(RegressionPass pass, const RegressionParameters&
   }
   const Plans plans(pass, p);
   const char* error = nullptr;
-  if (pass != RegressionPass::curvature)
-    error = run_pass(p, plans.pass, pass == RegressionPass::product, stream);
+  if (pass != RegressionPass::curvature) error = run_pass(p, plans.pass, pass == RegressionPass::product, stream);
   if (error == nullptr && (pass == RegressionPass::curvature || pass == RegressionPass::gauss_newton))
     error = regression_gram(p, plans.pass, plans.gram, stream);
   return error;
