@@ -1,17 +1,30 @@
 # Which CUDA kernels these are, and on which GPUs a recorded run has verified them.
 #
-#   cmake -P cmake/cuda_sources.cmake    prints the hash
+#   cmake -P cmake/cuda_sources.cmake    prints a line for each family: its name and the hash
 set(CUDA_SOURCES_ROOT ${CMAKE_CURRENT_LIST_DIR}/..)
 
-# The SHA-256 (its first 16 digits) of what the kernels are compiled from: names and contents, in the order of the names.
-function(cuda_sources_hash result)
+set(CUDA_FAMILIES attention regression matrix_regression)
+
+# The SHA-256 (its first 16 digits) of what a family's kernels are compiled from: names and contents, in the order of the names.
+function(cuda_sources_hash family result)
   set(kernels ${CUDA_SOURCES_ROOT}/csrc/kernels)
   if(NOT CMAKE_SCRIPT_MODE_FILE)
     set(depends CONFIGURE_DEPENDS)
   endif()
-  file(GLOB_RECURSE files LIST_DIRECTORIES OFF RELATIVE ${kernels} ${depends}
-    ${kernels}/cuda/* ${kernels}/attention/cuda/*)
-  list(APPEND files element.h host_device.h matrices.h phi.h random.h attention/parameters.h attention/view.h program.h)
+  set(folders cuda ${family}/cuda)
+  set(files element.h host_device.h matrices.h phi.h program.h ${family}/parameters.h)
+  if(NOT family STREQUAL "regression")  # attention, and what stands on its tiles
+    list(APPEND folders attention/cuda)
+    list(APPEND files random.h attention/parameters.h attention/view.h)
+  endif()
+  if(family STREQUAL "matrix_regression")
+    list(APPEND files regression/parameters.h)
+  endif()
+  foreach(folder IN LISTS folders)
+    file(GLOB_RECURSE found LIST_DIRECTORIES OFF RELATIVE ${kernels} ${depends} ${kernels}/${folder}/*)
+    list(APPEND files ${found})
+  endforeach()
+  list(REMOVE_DUPLICATES files)
   list(SORT files)
   set(listing "")
   foreach(name IN LISTS files)
@@ -26,8 +39,9 @@ function(cuda_sources_hash result)
   set(${result} ${hash} PARENT_SCOPE)
 endfunction()
 
-# "9.0 8.0": the compute capabilities on which every primitive of the sources `hash` passed, by tests/gpu_verified.json.
-function(cuda_verified_capabilities hash result)
+# "9.0 8.0": the compute capabilities on which every primitive of the family's sources `hash` passed, by
+# tests/gpu_verified.json.
+function(cuda_verified_capabilities family hash result)
   set(file ${CUDA_SOURCES_ROOT}/tests/gpu_verified.json)
   if(NOT CMAKE_SCRIPT_MODE_FILE)
     set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${file})
@@ -40,7 +54,11 @@ function(cuda_verified_capabilities hash result)
     string(JSON sources GET "${content}" runs ${number} sources)
     string(JSON capability GET "${content}" runs ${number} capability)
     string(JSON primitives GET "${content}" runs ${number} primitives)
-    if(sources STREQUAL hash AND NOT primitives MATCHES "false|null" AND primitives MATCHES "true")
+    string(JSON of ERROR_VARIABLE missing GET "${content}" runs ${number} family)
+    if(missing)
+      set(of attention)
+    endif()
+    if(of STREQUAL family AND sources STREQUAL hash AND NOT primitives MATCHES "false|null" AND primitives MATCHES "true")
       list(APPEND verified ${capability})
     endif()
     math(EXPR number "${number} + 1")
@@ -51,6 +69,8 @@ function(cuda_verified_capabilities hash result)
 endfunction()
 
 if(CMAKE_SCRIPT_MODE_FILE)
-  cuda_sources_hash(hash)
-  execute_process(COMMAND ${CMAKE_COMMAND} -E echo ${hash})
+  foreach(family IN LISTS CUDA_FAMILIES)
+    cuda_sources_hash(${family} hash)
+    execute_process(COMMAND ${CMAKE_COMMAND} -E echo ${family} ${hash})
+  endforeach()
 endif()

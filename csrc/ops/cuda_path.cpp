@@ -7,6 +7,7 @@
 #include <array>
 #include <atomic>
 #include <cstdlib>
+#include <iterator>
 #include <sstream>
 #include <string_view>
 
@@ -23,6 +24,24 @@ constexpr bool kHasKernels = true;
 constexpr bool kHasKernels = false;
 #endif
 
+struct Family {
+  const char *name, *sources, *verified, *cost;  // cost: of its plain-tensor path
+};
+const Family& facts(CudaFamily family) {
+  static constexpr Family families[] = {
+      {"attention", RESCALED_CUDA_SOURCES_attention, RESCALED_CUDA_VERIFIED_attention, "takes O(N M) memory"},
+      {"regression", RESCALED_CUDA_SOURCES_regression, RESCALED_CUDA_VERIFIED_regression, "reads A several times"},
+      {"matrix_regression", RESCALED_CUDA_SOURCES_matrix_regression, RESCALED_CUDA_VERIFIED_matrix_regression,
+       "forms arrays of the map's size"}};
+  return families[static_cast<int>(family)];
+}
+CudaFamily family_of(c10::string_view name) {
+  for (const CudaFamily family : kCudaFamilies)
+    if (name == facts(family).name) return family;
+  TORCH_CHECK_VALUE(
+      false, "torch_rescaled::_cuda_path: expected family attention, regression or matrix_regression, got ", name);
+}
+
 // "9.0"; "unknown (...)" where the driver does not answer. The twin's kernels run on no GPU at all.
 std::string capability(int device) {
 #if defined(RESCALED_CUDA)
@@ -36,8 +55,8 @@ std::string capability(int device) {
 #endif
 }
 
-bool verified(const std::string& capability) {
-  std::istringstream list(RESCALED_CUDA_VERIFIED);
+bool verified(CudaFamily family, const std::string& capability) {
+  std::istringstream list(facts(family).verified);
   for (std::string one; list >> one;)
     if (one == capability) return true;
   return false;
@@ -52,49 +71,54 @@ bool unverified_allowed() {
 }
 
 // "cuda:9.0" for the kernels, "plain" for the other path; for torch_rescaled.backend.
-std::string path(int64_t device) {
+std::string path(int64_t device, c10::string_view family) {
   const int index = static_cast<int>(device);
-  return cuda_kernels_serve(index) ? "cuda:" + capability(index) : "plain";
+  return cuda_kernels_serve(family_of(family), index) ? "cuda:" + capability(index) : "plain";
 }
 
 }  // namespace
 
-bool cuda_kernels_serve(int device) {
+const char* cuda_family_name(CudaFamily family) { return facts(family).name; }
+
+bool cuda_kernels_serve(CudaFamily family, int device) {
   if (!kHasKernels || unverified_allowed()) return kHasKernels;
   // Asked by every call: what the driver said is kept.
   enum : char { unasked, yes, no };
-  static std::array<std::atomic<char>, 64> answers{};
-  if (device < 0 || device >= static_cast<int>(answers.size())) return verified(capability(device));
-  if (answers[device] == unasked) answers[device] = verified(capability(device)) ? yes : no;
+  static std::array<std::array<std::atomic<char>, 64>, std::size(kCudaFamilies)> all{};
+  auto& answers = all[static_cast<size_t>(family)];
+  if (device < 0 || device >= static_cast<int>(answers.size())) return verified(family, capability(device));
+  if (answers[device] == unasked) answers[device] = verified(family, capability(device)) ? yes : no;
   return answers[device] == yes;
 }
 
-void warn_of_plain_path(int device) {
+void warn_of_plain_path(CudaFamily family, int device) {
+  static std::array<std::atomic<bool>, std::size(kCudaFamilies)> told{};
+  if (told[static_cast<size_t>(family)].exchange(true)) return;
+  const Family& of = facts(family);
   if (kHasKernels) {
-    TORCH_WARN_ONCE(
-        "torch_rescaled::attention: no recorded run has verified the fused CUDA kernels of this version on a GPU of "
-        "compute capability ",
-        capability(device),
-        "; the plain-tensor path takes their place, which is right but takes O(N M) memory. The environment variable "
-        "TORCH_RESCALED_UNVERIFIED_CUDA=1 takes the kernels");
+    TORCH_WARN("torch_rescaled::", of.name,
+               ": no recorded run has verified the fused CUDA kernels of this version on a GPU of compute capability ",
+               capability(device), "; the plain-tensor path takes their place, which is right but ", of.cost,
+               ". The environment variable TORCH_RESCALED_UNVERIFIED_CUDA=1 takes the kernels");
   } else {
-    TORCH_WARN_ONCE(
-        "torch_rescaled::attention: this library was built without nvcc and has no CUDA kernels; the plain-tensor path "
-        "takes their place, which is right but takes O(N M) memory");
+    TORCH_WARN("torch_rescaled::", of.name,
+               ": this library was built without nvcc and has no CUDA kernels; the plain-tensor path takes their "
+               "place, which is right but ",
+               of.cost);
   }
 }
 
-std::string cuda_sources() { return RESCALED_CUDA_SOURCES; }
+std::string cuda_sources(CudaFamily family) { return facts(family).sources; }
 
-std::string cuda_verified_capabilities() {
-  const std::string list = RESCALED_CUDA_VERIFIED;
+std::string cuda_verified_capabilities(CudaFamily family) {
+  const std::string list = facts(family).verified;
   return list.empty() ? "none" : list;
 }
 
-std::string cuda_device_state(int device) {
+std::string cuda_device_state(CudaFamily family, int device) {
   const std::string name = capability(device);
   if (!kHasKernels) return name + ", plain-tensor path (built without nvcc)";
-  if (verified(name)) return name + ", kernels verified";
+  if (verified(family, name)) return name + ", kernels verified";
   return name + (unverified_allowed() ? ", kernels not verified, taken nevertheless"
                                       : ", kernels not verified: plain-tensor path");
 }

@@ -239,6 +239,6 @@ TORCH_LIBRARY(torch_rescaled, m) {
         ", Tensor statistics, " MATRIX_SETTINGS ") -> Tensor",
         tags);
 
-  m.def("_cuda_path(int device) -> str", tags);
+  m.def("_cuda_path(int device, str family=\"attention\") -> str", tags);
   m.def("build_info(bool devices=False) -> str", tags);
 }

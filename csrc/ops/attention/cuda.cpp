@@ -38,8 +38,8 @@ void check_error(const char* op, const char* error) {
 }
 
 bool kernels_serve(const Tensor& t) {
-  const bool serve = cuda_kernels_serve(t.device().index());
-  if (!serve) warn_of_plain_path(t.device().index());
+  const bool serve = cuda_kernels_serve(CudaFamily::attention, t.device().index());
+  if (!serve) warn_of_plain_path(CudaFamily::attention, t.device().index());
   return serve;
 }
 
