@@ -26,7 +26,7 @@ struct GramMemory {
   double total[kTile * kTile], side[kSides * kTile];
   InputView A, resident;  // here, not in registers: those are for the products
   const S* diagonal;
-  GramRow<S> rows[2][kRows];
+  GramRow<S> rows[3][kRows];  // read beside a stage, and written for the one after the next
   alignas(16) S left[2][kRows * kTile], right[2][kRows * kTile];  // A's rows; D times them
 };
 
@@ -36,7 +36,8 @@ struct GramBlock {
   using Memory = GramMemory<T>;
   static constexpr int kRows = kStageRows<T>, kWide = kWidth<T, kWhole>, kPerRow = kTile / kWide;
   static constexpr int kStep = kGramThreads / kPerRow, kPacks = kRows / kStep;  // rows between a thread's packs
-  static_assert(kPacks * kStep == kRows && kStep * kSides * kTile <= 4 * kRows * kTile);
+  static constexpr int kSideGroups = kGramThreads / kTile;  // of threads that share a stage's rows for the sides
+  static_assert(kPacks * kStep == kRows && kRows % kSideGroups == 0 && kSideGroups * kSides <= 2 * kRows);
   const RegressionParameters& p;
   const GramPlan& plan;
   Memory& memory;
@@ -44,7 +45,7 @@ struct GramBlock {
   int left_panel, right_panel;
   Pack<T, kWhole> left[kPacks], right[kPacks];
   GramRow<S> next_row;
-  S acc[8][4] = {}, side[kSides][kWide] = {};
+  S acc[8][4] = {}, side[kSides] = {};
 
   RESCALED_MEMBER GramBlock(const RegressionParameters& parameters, const GramPlan& the_plan, unsigned char* shared)
       : p(parameters), plan(the_plan), memory(*reinterpret_cast<Memory*>(shared)) {
@@ -98,24 +99,19 @@ struct GramBlock {
     if (full) next_row.of[2] += value(Values::q_rest);
   }
   RESCALED_MEMBER void store_row(int64_t stage) const {
-    if (thread_index() < kRows) memory.rows[stage % 2][thread_index()] = next_row;
+    if (thread_index() < kRows) memory.rows[stage % 3][thread_index()] = next_row;
   }
   RESCALED_MEMBER void store(int64_t stage) {
     const int buffer = static_cast<int>(stage % 2), apart = kWhole ? 1 : kPerRow;
-    const bool sides = plan.resident && on_diagonal();
     RESCALED_UNROLL for (int i = 0; i < kPacks; ++i) {
       const int r = thread_index() / kPerRow + i * kStep, lane = thread_index() % kPerRow;
-      const GramRow<S>& row = memory.rows[buffer][r];
+      const GramRow<S>& row = memory.rows[stage % 3][r];
       S* const to_left = memory.left[buffer] + r * kTile + (kWhole ? lane * kWide : lane);
       S* const to_right = memory.right[buffer] + r * kTile + (kWhole ? lane * kWide : lane);
       RESCALED_UNROLL for (int e = 0; e < kWide; ++e) {
         const S a = value_of(left[i].x[e]);
         to_left[e * apart] = a;
         to_right[e * apart] = row.diagonal * (on_diagonal() ? a : value_of(right[i].x[e]));
-        if (sides) {
-          RESCALED_UNROLL for (int k = 0; k < kSides - 1; ++k) side[k][e] += row.of[k] * a;
-          side[kSides - 1][e] += row.of[kSides - 1] * a * a;
-        }
       }
     }
   }
@@ -150,28 +146,39 @@ struct GramBlock {
     }
   }
 
+  RESCALED_MEMBER bool has_sides() const { return plan.resident && on_diagonal(); }
+  RESCALED_MEMBER void add_sides(int64_t stage) {
+    const int column = thread_index() % kTile;
+    RESCALED_ROLLED for (int r = thread_index() / kTile; r < kRows; r += kSideGroups) {
+      const GramRow<S> row = memory.rows[stage % 3][r];
+      const S a = memory.left[stage % 2][r * kTile + column];
+      RESCALED_UNROLL for (int k = 0; k < kSides - 1; ++k) side[k] += row.of[k] * a;
+      side[kSides - 1] += row.of[kSides - 1] * a * a;
+    }
+  }
+
   // Adds what is summed in T to the sums in float64, in a fixed order. All threads; no stage is in shared memory.
   RESCALED_MEMBER void flush(const Share& s) {
     const int lane = thread_index() % 32;
     RESCALED_ROLLED for (int group = 0; group < s.groups; ++group) {
       block_barrier();
       if (group != s.group) continue;
-      RESCALED_UNROLL for (int y = 0; y < 8; ++y) RESCALED_UNROLL for (int x = 0; x < 4; ++x) {
-        memory.total[(s.row + lane / 8 * 8 + y) * kTile + s.column + lane % 8 * 4 + x] +=
-            static_cast<double>(acc[y][x]);
-        acc[y][x] = S(0);
+      RESCALED_UNROLL for (int y = 0; y < 8; ++y) {
+        double* const to = memory.total + (s.row + lane / 8 * 8 + y) * kTile + s.column + lane % 8 * 4;
+        RESCALED_UNROLL for (int x = 0; x < 4; ++x) to[x] += static_cast<double>(acc[y][x]), acc[y][x] = S(0);
+        warp_barrier();  // a few numbers at a time: all at once would want too many registers
       }
     }
-    if (!plan.resident || !on_diagonal()) return;
-    S* const all = memory.left[0];  // [kStep][kSides][kTile]
-    const int of = thread_index() / kPerRow, lane_of_row = thread_index() % kPerRow;
-    RESCALED_UNROLL for (int k = 0; k < kSides; ++k) RESCALED_UNROLL for (int e = 0; e < kWide; ++e) {
-      all[(of * kSides + k) * kTile + (kWhole ? lane_of_row * kWide + e : lane_of_row + kPerRow * e)] = side[k][e];
-      side[k][e] = S(0);
+    if (!has_sides()) return;
+    S* const all = memory.left[0];  // [kSideGroups][kSides][kTile]
+    const int group = thread_index() / kTile, column = thread_index() % kTile;
+    RESCALED_UNROLL for (int k = 0; k < kSides; ++k) {
+      all[(group * kSides + k) * kTile + column] = side[k];
+      side[k] = S(0);
     }
     block_barrier();
     if (thread_index() < kSides * kTile)
-      for (int i = 0; i < kStep; ++i)
+      for (int i = 0; i < kSideGroups; ++i)
         memory.side[thread_index()] += static_cast<double>(all[i * kSides * kTile + thread_index()]);
     block_barrier();
   }
@@ -189,6 +196,7 @@ struct GramBlock {
       store(stage), store_row(stage + 1);
       block_barrier();
       if (stage + 1 < stages) load(stage + 1), load_row(stage + 2);
+      if (has_sides()) add_sides(stage);
       multiply(stage, s);
       if ((stage + 1) % kFlushStages == 0 || stage + 1 == stages) flush(s);
     }
@@ -197,7 +205,7 @@ struct GramBlock {
     const int64_t part = batch * plan.chunks + chunk, tile = left_panel * (left_panel + 1) / 2 + right_panel;
     double* const to = reinterpret_cast<double*>(workspace + plan.grams) + (part * plan.tiles + tile) * kTile * kTile;
     for (int i = thread_index(); i < kTile * kTile; i += kGramThreads) to[i] = memory.total[i];
-    if (!plan.resident || !on_diagonal() || thread_index() >= kSides * kTile) return;
+    if (!has_sides() || thread_index() >= kSides * kTile) return;
     const int64_t padded = plan.panels * kTile, k = thread_index() / kTile;
     reinterpret_cast<double*>(workspace +
                               plan.sides)[(part * kSides + k) * padded + left_panel * kTile + thread_index() % kTile] =
