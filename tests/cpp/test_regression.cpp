@@ -277,6 +277,11 @@ int main() {
       for (const auto& [n, d] : {std::pair<int64_t, int64_t>{2, 1}, {9, 3}, {40, 8}, {130, 17}, {700, 5}, {1100, 50}})
         for (const bool strided : {false, true})
           check<float>(kind, form, n, d, strided), check<double>(kind, form, n, d, strided);
+  // Rows across several warps of a GPU, and longer than a block reads at once.
+  for (const int64_t d : {int64_t{132}, int64_t{300}})
+    check<float>(Kind::exp, Form::rescaled, 70, d, false), check<double>(Kind::sinh, Form::normalized, 70, d, false);
+  check<float>(Kind::cosh, Form::normalized, 20, 1028, false), check<double>(Kind::exp, Form::plain, 20, 516, false);
+  check<float>(Kind::exp, Form::rescaled, 9, 1030, true);
 #if defined(RESCALED_TWIN)
   const char* const which = std::getenv("RESCALED_TWIN_REVERSE") ? "CUDA twin, reversed" : "CUDA twin";
 #else
