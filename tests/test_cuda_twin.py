@@ -19,8 +19,17 @@ from helpers import with_tools
 EVERY_FEATURE = "test_derivatives and float64 and (plain or fewer or inf or sliced or rank or (grouped and all))"
 EVERY_TYPE = "test_derivatives and plain or test_some_leaves and sinh or test_empty and float32 and sinh"
 DROPOUT = ("test_attention_dropout.py", "known_answers or every_primitive or bias_mask and float32")
-KERNELS = [("test_attention_oracle.py", f"{EVERY_FEATURE} and not cosh or {EVERY_TYPE}"), DROPOUT]
-PLAIN = [("test_attention_oracle.py", f"{EVERY_FEATURE} and cosh or test_some_leaves and sinh"), DROPOUT]
+KERNELS = [
+    ("test_attention_oracle.py", f"{EVERY_FEATURE} and not cosh or {EVERY_TYPE}"),
+    DROPOUT,
+    ("test_regression_oracle.py", ""),
+    ("test_solve.py", "without_noise or half_precision or test_a_step"),
+]
+PLAIN = [
+    ("test_attention_oracle.py", f"{EVERY_FEATURE} and cosh or test_some_leaves and sinh"),
+    DROPOUT,
+    ("test_regression_oracle.py", "test_every_derivative and float32 and sinh or resident_rows"),
+]
 
 ROOT = Path(__file__).resolve().parents[1]
 TREE = ROOT / "build" / f"cmake-torch-{torch.__version__.partition('+')[0]}"  # setup.py's: most is compiled there already

@@ -12,6 +12,7 @@ from oracle_regression import FORMS, KINDS
 import torch_rescaled
 from torch_rescaled import regression_evaluate, regression_hvp, regression_loss
 
+pytestmark = pytest.mark.usefixtures("on_device")
 OPS = torch.ops.torch_rescaled
 NAMES = ("A", "b", "x", "row_weight", "penalty_weight")
 

@@ -20,17 +20,18 @@ PHI = {"exp": torch.exp, "cosh": torch.cosh, "sinh": torch.sinh}
 
 def planted(kind, n=400, d=5, *, noise=0.05, form="normalized", spread=1.0, seed=0, condition=1.0, dtype=torch.float64):
     """A, b near u(A x) (for plain) or its normalization, and x."""
-    g = torch.Generator().manual_seed(seed)
-    A = torch.randn(n, d, generator=g, dtype=torch.float64) * torch.logspace(0, -math.log10(condition), d, dtype=torch.float64)
-    x = torch.randn(d, generator=g, dtype=torch.float64)
-    x = x * torch.logspace(0, math.log10(condition), d, dtype=torch.float64)
-    x = x * spread / (A @ x).std()
-    if kind == "sinh":
-        A = torch.cat([A, torch.ones(n, 1, dtype=torch.float64)], 1)
-        x = torch.cat([x, x.new_tensor([0.7])])
-    u = PHI[kind](A @ x)
-    b = (u if form == "plain" else u / u.sum()) * (1 + noise * torch.randn(n, generator=g, dtype=torch.float64))
-    return A.to(dtype), b.to(dtype), x.to(dtype)
+    with torch.device("cpu"):  # the same data on every device
+        g = torch.Generator().manual_seed(seed)
+        A = torch.randn(n, d, generator=g, dtype=torch.float64) * torch.logspace(0, -math.log10(condition), d, dtype=torch.float64)
+        x = torch.randn(d, generator=g, dtype=torch.float64)
+        x = x * torch.logspace(0, math.log10(condition), d, dtype=torch.float64)
+        x = x * spread / (A @ x).std()
+        if kind == "sinh":
+            A = torch.cat([A, torch.ones(n, 1, dtype=torch.float64)], 1)
+            x = torch.cat([x, x.new_tensor([0.7])])
+        u = PHI[kind](A @ x)
+        b = (u if form == "plain" else u / u.sum()) * (1 + noise * torch.randn(n, generator=g, dtype=torch.float64))
+    return [t.to(torch.get_default_device(), dtype) for t in (A, b, x)]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -72,6 +73,7 @@ def test_nist_danwood_to_its_certified_digits(method):
     torch.testing.assert_close(found, certified, rtol=2e-11, atol=0)
 
 
+@pytest.mark.usefixtures("on_device")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
@@ -88,6 +90,7 @@ def test_without_noise_the_planted_solution_is_found(kind, dtype, method):
         assert solution.number("iterations") <= 25
 
 
+@pytest.mark.usefixtures("on_device")
 def test_a_half_precision_matrix():
     A, b, _ = planted("exp", noise=0.0, dtype=torch.float32)
     solution = solve(Regression(A.bfloat16(), b, form="normalized")).raise_for_status()
@@ -126,13 +129,14 @@ def test_where_exp_fits_the_start_is_the_solution(form):
         torch.testing.assert_close(start.x, x, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.usefixtures("on_device")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", FORMS)
 def test_methods_agree(form, kind):
     """From a given start, with weights, and where the start is so far off that L-BFGS needs Newton's steps."""
     A, b, x = planted(kind, form=form, noise=0.1, condition=30.0)
     g = torch.Generator().manual_seed(3)
-    row_weight = torch.rand(len(b), generator=g, dtype=b.dtype)
+    row_weight = torch.rand(len(b), generator=g, dtype=b.dtype, device="cpu").to(b.device)
     penalty_weight = (0.01 if form == "normalized" else 1.0) * b.abs()
     problem = Regression(A, b, row_weight, penalty_weight, kind=kind, form=form)
     for x0 in (0.9 * x, 1.5 * x):

@@ -8,7 +8,11 @@
 #include <cstdlib>
 #include <vector>
 
+#if defined(RESCALED_TWIN)
+#include "../../csrc/kernels/regression/cuda/regression.h"
+#else
 #include "../../csrc/kernels/cpu/isa.h"
+#endif
 #include "../../csrc/kernels/regression/parameters.h"
 
 using namespace rescaled;
@@ -37,9 +41,21 @@ void expect_close(const char* what, const Doubles& found, const Doubles& expecte
   std::exit(1);
 }
 
+void* allocate(int64_t bytes) { return std::aligned_alloc(64, (bytes / 64 + 1) * 64); }
+
+#if defined(RESCALED_TWIN)
+void run(RegressionPass pass, RegressionParameters& p) {
+  p.workspace = allocate(regression_cuda_workspace_bytes(pass, p));
+  if (const char* error = regression_cuda_run(pass, p, nullptr)) {
+    std::printf("FAILED: %s\n", error);
+    std::exit(1);
+  }
+  std::free(p.workspace);
+}
+#define RUN(pass, p) run(RegressionPass::pass, p)
+#else
 // Runs a program's tasks one after another, each on scratch memory of exactly the size it asked for.
 void run(const RegressionProgram& program, RegressionParameters& p) {
-  const auto allocate = [](int64_t bytes) { return std::aligned_alloc(64, (bytes / 64 + 1) * 64); };
   p.workspace = allocate(program.workspace_bytes);
   for (int i = 0; i < program.count; ++i) {
     void* const scratch = allocate(program.steps[i].scratch_bytes);
@@ -49,6 +65,8 @@ void run(const RegressionProgram& program, RegressionParameters& p) {
   }
   std::free(p.workspace);
 }
+#define RUN(pass, p) run(regression_cpu_kernels().pass(p), p)
+#endif
 
 template <class T>
 constexpr DType kDType = sizeof(T) == 4 ? DType::float32 : DType::float64;
@@ -165,7 +183,6 @@ void check(Kind kind, Form form, int64_t n, int64_t d, bool strided) {
   p.x = x.template view<const void*>(true), p.v = v.template view<const void*>(true);
   p.statistics = statistics.view<void*>(true), p.vector = vector.view<void*>(true);
 
-  const RegressionKernels& kernels = regression_cpu_kernels();
   std::vector<Reference> reference;
   for (int64_t i = 0; i < batches; ++i) reference.emplace_back(A, b, w, penalty, x, i, kind, form);
   const auto scale = [&](int64_t i) { return statistics.at(i, 0, RegressionStatistics::log_scale); };
@@ -175,12 +192,12 @@ void check(Kind kind, Form form, int64_t n, int64_t d, bool strided) {
                    tolerance);
   };
 
-  run(kernels.evaluate(p), p);
+  RUN(evaluate, p);
   check_loss("loss");
   for (int64_t i = 0; i < batches; ++i)
     expect_close("gradient", scaled(vector.values(i), scale(i)), reference[i].gradient, tolerance, reference[i].size);
 
-  run(kernels.product(p), p);
+  RUN(product, p);
   for (int64_t i = 0; i < batches; ++i) {
     const Doubles H = reference[i].hessian(A, i);
     Doubles expected(d);
@@ -194,24 +211,24 @@ void check(Kind kind, Form form, int64_t n, int64_t d, bool strided) {
   RegressionParameters without = p;
   without.penalty_weight = {}, without.curvature = Curvature::gauss_newton;
   without.hessian = square_matrix.template view<void*>(false);
-  run(kernels.gauss_newton(without), without);
+  RUN(gauss_newton, without);
   for (int64_t i = 0; i < batches; ++i) {
     const Reference r(A, b, w, none, x, i, kind, form);
     expect_close("gradient beside Gauss-Newton", scaled(vector.values(i), scale(i)), r.gradient, tolerance, r.size);
     expect_close("Gauss-Newton", scaled(square_matrix.values(i), scale(i)), r.hessian(A, i, 0), tolerance * 4, r.size);
   }
-  run(kernels.evaluate(p), p);  // statistics with the penalty, for what follows
+  RUN(evaluate, p);  // statistics with the penalty, for what follows
 
   p.v = p.x, p.products = logits.template view<void*>(true);
-  run(kernels.matvec(p), p);
+  RUN(matvec, p);
   for (int64_t i = 0; i < batches; ++i) expect_close("A x", logits.values(i), reference[i].z, tolerance);
 
   p.logits = logits.template view<const void*>(true);
-  run(kernels.statistics(p), p);
+  RUN(statistics, p);
   check_loss("loss of logits");
 
   p.saved_statistics = statistics.view<const void*>(true), p.row_values = rows.template view<void*>(false);
-  run(kernels.rows(p), p);
+  RUN(rows, p);
   for (int64_t i = 0; i < batches; ++i) {
     const double half = form == Form::normalized ? 0 : scale(i) / 2;
     const auto row = [&](int64_t k) {
@@ -230,7 +247,7 @@ void check(Kind kind, Form form, int64_t n, int64_t d, bool strided) {
 
   p.resident_rows = rows.template view<const void*>(false), p.direction = p.logits;
   p.model = model.view<void*>(true);
-  run(kernels.model(p), p);
+  RUN(model, p);
   for (int64_t i = 0; i < batches; ++i) {
     double slope = 0, size = 0;
     for (int64_t j = 0; j < n; ++j) {
@@ -242,7 +259,7 @@ void check(Kind kind, Form form, int64_t n, int64_t d, bool strided) {
 
   p.gradient = gradient.template view<void*>(true), p.hessian = hessian.template view<void*>(false);
   p.noise = noise.template view<void*>(true);
-  run(kernels.curvature(p), p);
+  RUN(curvature, p);
   for (int64_t i = 0; i < batches; ++i) {
     expect_close("gradient of rows", scaled(gradient.values(i), scale(i)), reference[i].gradient, tolerance,
                  reference[i].size);
@@ -260,5 +277,15 @@ int main() {
       for (const auto& [n, d] : {std::pair<int64_t, int64_t>{2, 1}, {9, 3}, {40, 8}, {130, 17}, {700, 5}, {1100, 50}})
         for (const bool strided : {false, true})
           check<float>(kind, form, n, d, strided), check<double>(kind, form, n, d, strided);
-  std::printf("ok: %d cases, isa %s, worst error %.2f of the tolerance\n", cases, cpu_isa_name(), worst);
+  // Rows across several warps of a GPU, and longer than a block reads at once.
+  for (const int64_t d : {int64_t{132}, int64_t{300}})
+    check<float>(Kind::exp, Form::rescaled, 70, d, false), check<double>(Kind::sinh, Form::normalized, 70, d, false);
+  check<float>(Kind::cosh, Form::normalized, 20, 1028, false), check<double>(Kind::exp, Form::plain, 20, 516, false);
+  check<float>(Kind::exp, Form::rescaled, 9, 1030, true);
+#if defined(RESCALED_TWIN)
+  const char* const which = std::getenv("RESCALED_TWIN_REVERSE") ? "CUDA twin, reversed" : "CUDA twin";
+#else
+  const char* const which = cpu_isa_name();
+#endif
+  std::printf("ok: %d cases, %s, worst error %.2f of the tolerance\n", cases, which, worst);
 }

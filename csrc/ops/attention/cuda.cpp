@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The primitives on CUDA: kernels on the current stream where they serve, the plain-tensor formulas elsewhere. Nothing
 // waits for the device.
-//
-// With RESCALED_TWIN the same kernels, compiled for the host, stand at the CPU key: a library for tests alone.
 #include <torch/library.h>
 
 #include "../../kernels/attention/cuda/attention.h"

@@ -1,183 +1,29 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Regression kernels on CPU.
-#include <ATen/ops/empty.h>
+// The regression family on CPU: workspace and threads.
 #include <torch/library.h>
 
-#include "../../kernels/regression/parameters.h"
-#include "../batch.h"
 #include "../threads.h"
-#include "checks.h"
-#include "plain.h"
-#include "resident.h"
+#include "fused.h"
 
 namespace rescaled::ops {
 namespace {
 
-using Three = std::tuple<Tensor, Tensor, Tensor>;
-
-// All leading dimensions, each a tensor's size or 1, in their order.
-class Problems : public Batch {
- public:
-  explicit Problems(const RegressionPoint& x) : Batch(concrete(leading_sizes(x))) {
-    for (size_t d = 0; d < full_.size(); ++d)
-      if (full_[d] != 1) order_.push_back(static_cast<int64_t>(d));
-  }
-  RegressionParameters parameters() const {
-    RegressionParameters p;
-    set_sizes(p);
-    p.batches = count();
-    return p;
-  }
+struct Cpu {
+  static bool serves(const Tensor&, bool) { return true; }
+#define RESCALED_CPU_PASS(name) \
+  static void name(RegressionParameters& p, const Tensor&) { execute(regression_cpu_kernels().name(p), p); }
+  RESCALED_CPU_PASS(evaluate)
+  RESCALED_CPU_PASS(gauss_newton)
+  RESCALED_CPU_PASS(product)
+  RESCALED_CPU_PASS(matvec)
+  RESCALED_CPU_PASS(statistics)
+  RESCALED_CPU_PASS(rows)
+  RESCALED_CPU_PASS(model)
+  RESCALED_CPU_PASS(curvature)
+#undef RESCALED_CPU_PASS
 };
-
-void set(RegressionParameters& p, c10::string_view kind, c10::string_view form) {
-  p.kind = kind == "exp" ? Kind::exp : kind == "cosh" ? Kind::cosh : Kind::sinh;
-  p.form = form == "rescaled" ? Form::rescaled : form == "normalized" ? Form::normalized : Form::plain;
-}
-void set(RegressionParameters& p, const Problems& problems, const RegressionPoint& x) {
-  if (x.A.defined()) p.A = problems.input(x.A, 2), p.rows = x.A.size(-2), p.columns = x.A.size(-1);
-  if (x.b.defined()) p.rows = x.b.size(-1);
-  p.b = problems.input(x.b, 1), p.x = problems.input(x.x, 1);
-  p.row_weight = problems.input(x.row_weight, 1), p.penalty_weight = problems.input(x.penalty_weight, 1);
-}
-Curvature curvature_of(c10::string_view name) {
-  return name == "full" ? Curvature::full : name == "clipped" ? Curvature::clipped : Curvature::gauss_newton;
-}
-// Numbers that are always float64.
-at::TensorOptions wide(const Tensor& like) { return like.options().dtype(at::kDouble); }
-
-void run(RegressionProgram (*kernel)(const RegressionParameters&), const Problems& problems, RegressionParameters p) {
-  if (!problems.empty()) execute(kernel(p), p);
-}
-
-std::tuple<Tensor, Tensor> evaluate(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS) {
-  const RegressionPoint point = RESCALED_THE_REGRESSION;
-  check_regression_point("_regression_evaluate", point, RESCALED_THE_REGRESSION_SETTINGS);
-  const Problems problems(point);
-  RegressionParameters p = problems.parameters();
-  set(p, kind, form), set(p, problems, point);
-  const Tensor statistics = at::empty(problems.full({RegressionStatistics::count}), wide(A)),
-               gradient = at::empty(problems.full({p.columns}), wide(A));
-  p.statistics = problems.output(statistics, 1), p.vector = problems.output(gradient, 1);
-  run(regression_cpu_kernels().evaluate, problems, p);
-  return {statistics, gradient};
-}
-
-Three gauss_newton(const Tensor& A, const Tensor& b, const Tensor& x, const MaybeTensor& row_weight,
-                   RESCALED_REGRESSION_SETTINGS) {
-  const RegressionPoint point{A, b, x, defined_or(row_weight), {}};
-  check_regression_point("_regression_gauss_newton", point, RESCALED_THE_REGRESSION_SETTINGS);
-  const Problems problems(point);
-  RegressionParameters p = problems.parameters();
-  set(p, kind, form), set(p, problems, point);
-  const Tensor statistics = at::empty(problems.full({RegressionStatistics::count}), wide(A)),
-               gradient = at::empty(problems.full({p.columns}), wide(A)),
-               hessian = at::empty(problems.full({p.columns, p.columns}), A.options().dtype(accumulation_type(A)));
-  p.statistics = problems.output(statistics, 1), p.vector = problems.output(gradient, 1);
-  p.hessian = problems.output(hessian, 2);
-  run(regression_cpu_kernels().gauss_newton, problems, p);
-  return {statistics, gradient, hessian};
-}
-
-Tensor product(RESCALED_REGRESSION, const Tensor& v, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature) {
-  const RegressionPoint point = RESCALED_THE_REGRESSION;
-  check_regression_product(point, v, RESCALED_THE_REGRESSION_SETTINGS, curvature);
-  if (curvature == "clipped")  // not linear in the row sum: it must be known before the pass
-    return plain_regression_product(point, v, RESCALED_THE_REGRESSION_SETTINGS, curvature);
-  const Problems problems({A, b, x, point.row_weight, point.penalty_weight});
-  RegressionParameters p = problems.parameters();
-  set(p, kind, form), set(p, problems, point);
-  p.curvature = curvature_of(curvature);
-  p.v = problems.input(v, 1);
-  const Tensor scaled = at::empty(problems.full({p.columns}), wide(A)),
-               statistics = at::empty(problems.full({RegressionStatistics::count}), wide(A));
-  p.vector = problems.output(scaled, 1), p.statistics = problems.output(statistics, 1);
-  run(regression_cpu_kernels().product, problems, p);
-  return unscaled(scaled, statistics.select(-1, RegressionStatistics::log_scale)).to(accumulation_type(A));
-}
-
-Tensor matvec(const Tensor& A, const Tensor& v) {
-  check_regression_matvec(A, v);
-  const Problems problems({A, {}, v, {}, {}});
-  RegressionParameters p = problems.parameters();
-  set(p, problems, {A, {}, {}, {}, {}});
-  const Tensor products = at::empty(problems.full({p.rows}), v.options());
-  p.v = problems.input(v, 1), p.products = problems.output(products, 1);
-  run(regression_cpu_kernels().matvec, problems, p);
-  return products;
-}
-
-Tensor statistics(const Tensor& logits, const MaybeTensor& direction, const MaybeTensor& steps, RESCALED_TARGET,
-                  RESCALED_REGRESSION_SETTINGS) {
-  const RegressionPoint point{{}, b, {}, defined_or(row_weight), defined_or(penalty_weight)};
-  check_resident(logits, point, RESCALED_THE_REGRESSION_SETTINGS);
-  const Problems problems({{}, logits, {}, {}, {}});
-  RegressionParameters p = problems.parameters();
-  set(p, kind, form), set(p, problems, point);
-  p.rows = logits.size(-1), p.steps_count = steps.has_value() ? steps->size(-1) : 1;
-  p.logits = problems.input(logits, 1), p.direction = problems.input(defined_or(direction), 1);
-  p.steps = problems.input(defined_or(steps), 1);
-  const Tensor out = at::empty(problems.full({p.steps_count, RegressionStatistics::count}), wide(logits));
-  p.statistics = problems.output(out, 2);
-  run(regression_cpu_kernels().statistics, problems, p);
-  return out;
-}
-
-Tensor rows(const Tensor& logits, const Tensor& statistics, RESCALED_TARGET, RESCALED_REGRESSION_SETTINGS) {
-  const RegressionPoint point{{}, b, {}, defined_or(row_weight), defined_or(penalty_weight)};
-  check_resident(logits, point, RESCALED_THE_REGRESSION_SETTINGS);
-  const Problems problems({{}, logits, {}, {}, {}});
-  RegressionParameters p = problems.parameters();
-  set(p, kind, form), set(p, problems, point);
-  p.rows = logits.size(-1);
-  const Tensor saved = statistics.contiguous();
-  p.logits = problems.input(logits, 1), p.saved_statistics = problems.input(saved, 1);
-  const Tensor out = at::empty(problems.full({RegressionRows::count, p.rows}), logits.options());
-  p.row_values = problems.output(out, 2);
-  run(regression_cpu_kernels().rows, problems, p);
-  return out;
-}
-
-Tensor model(const Tensor& rows, const Tensor& direction) {
-  const Problems problems({{}, direction, {}, {}, {}});
-  RegressionParameters p = problems.parameters();
-  p.rows = direction.size(-1);
-  const Tensor vectors = rows.contiguous();
-  p.resident_rows = problems.input(vectors, 2), p.direction = problems.input(direction, 1);
-  const Tensor out = at::empty(problems.full({RegressionModel::count}), wide(direction));
-  p.model = problems.output(out, 1);
-  run(regression_cpu_kernels().model, problems, p);
-  return out;
-}
-
-Three curvature(const Tensor& A, const Tensor& rows, const Tensor& statistics, c10::string_view curvature) {
-  check_curvature("_regression_curvature", curvature, /*with_none=*/false);
-  const Problems problems({A, rows.select(-2, 0), {}, {}, {}});
-  RegressionParameters p = problems.parameters();
-  set(p, problems, {A, {}, {}, {}, {}});
-  p.curvature = curvature_of(curvature);
-  const Tensor vectors = rows.contiguous(), saved = statistics.contiguous();
-  p.resident_rows = problems.input(vectors, 2), p.saved_statistics = problems.input(saved, 1);
-  const auto options = A.options().dtype(accumulation_type(A));
-  const Tensor gradient = at::empty(problems.full({p.columns}), options),
-               hessian = at::empty(problems.full({p.columns, p.columns}), options),
-               noise = at::empty(problems.full({p.columns}), options);
-  p.gradient = problems.output(gradient, 1), p.hessian = problems.output(hessian, 2);
-  p.noise = problems.output(noise, 1);
-  run(regression_cpu_kernels().curvature, problems, p);
-  return {gradient, hessian, noise};
-}
 
 }  // namespace
 }  // namespace rescaled::ops
 
-TORCH_LIBRARY_IMPL(torch_rescaled, CPU, m) {
-  m.impl("_regression_evaluate", TORCH_FN(rescaled::ops::evaluate));
-  m.impl("_regression_gauss_newton", TORCH_FN(rescaled::ops::gauss_newton));
-  m.impl("_regression_product", TORCH_FN(rescaled::ops::product));
-  m.impl("_regression_matvec", TORCH_FN(rescaled::ops::matvec));
-  m.impl("_regression_statistics", TORCH_FN(rescaled::ops::statistics));
-  m.impl("_regression_rows", TORCH_FN(rescaled::ops::rows));
-  m.impl("_regression_model", TORCH_FN(rescaled::ops::model));
-  m.impl("_regression_curvature", TORCH_FN(rescaled::ops::curvature));
-}
+TORCH_LIBRARY_IMPL(torch_rescaled, CPU, m) { rescaled::ops::register_regression<rescaled::ops::Cpu>(m); }

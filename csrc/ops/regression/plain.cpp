@@ -94,7 +94,13 @@ Tensor unscaled(const Tensor& t, const Tensor& log_scale) {
 std::tuple<Tensor, Tensor> plain_regression_evaluate(const RegressionPoint& x, const RegressionSettings& settings) {
   const auto [logits, statistics, rows] = resident_point(x, settings);
   const Tensor gradient = sum_of_rows(x.A.to(logits.scalar_type()), rows.select(-2, RegressionRows::gradient));
-  return {statistics, gradient.to(at::kDouble)};
+  return {statistics.contiguous(), gradient.to(at::kDouble).contiguous()};
+}
+
+Three plain_regression_gauss_newton(const RegressionPoint& x, const RegressionSettings& settings) {
+  const ResidentPoint at = resident_point(x, settings);
+  const RegressionCurvature found = regression_curvature(x.A, at.rows, at.statistics, "gauss_newton");
+  return {at.statistics.contiguous(), found.gradient.to(at::kDouble), found.hessian.contiguous()};
 }
 
 Tensor plain_regression_product(const RegressionPoint& x, const Tensor& v, const RegressionSettings& settings,

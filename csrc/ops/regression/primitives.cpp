@@ -92,17 +92,14 @@ Six double_backward(RESCALED_REGRESSION_TANGENTS, const MaybeTensor& grad_loss, 
 
 Two evaluate(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS) {
   check_regression_point("_regression_evaluate", RESCALED_THE_REGRESSION, RESCALED_THE_REGRESSION_SETTINGS);
-  auto [statistics, gradient] = plain_regression_evaluate(RESCALED_THE_REGRESSION, RESCALED_THE_REGRESSION_SETTINGS);
-  return {statistics.contiguous(), gradient.contiguous()};
+  return plain_regression_evaluate(RESCALED_THE_REGRESSION, RESCALED_THE_REGRESSION_SETTINGS);
 }
 
 Three gauss_newton(const Tensor& A, const Tensor& b, const Tensor& x, const MaybeTensor& row_weight,
                    RESCALED_REGRESSION_SETTINGS) {
   const RegressionPoint point{A, b, x, defined_or(row_weight), {}};
   check_regression_point("_regression_gauss_newton", point, RESCALED_THE_REGRESSION_SETTINGS);
-  const ResidentPoint at = resident_point(point, RESCALED_THE_REGRESSION_SETTINGS);
-  const RegressionCurvature found = regression_curvature(A, at.rows, at.statistics, "gauss_newton");
-  return {at.statistics.contiguous(), found.gradient.to(at::kDouble), found.hessian.contiguous()};
+  return plain_regression_gauss_newton(point, RESCALED_THE_REGRESSION_SETTINGS);
 }
 
 Tensor product(RESCALED_REGRESSION, const Tensor& v, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature) {

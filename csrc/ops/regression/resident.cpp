@@ -12,12 +12,12 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
+#include "plain.h"
 #include "rows.h"
 
 namespace rescaled::ops {
 namespace {
 
-using Three = std::tuple<Tensor, Tensor, Tensor>;
 using MatvecSignature = Tensor(const Tensor& A, const Tensor& v);
 using StatisticsSignature = Tensor(const Tensor& logits, const MaybeTensor& direction, const MaybeTensor& steps,
                                    RESCALED_TARGET, RESCALED_REGRESSION_SETTINGS);
@@ -30,12 +30,14 @@ using CurvatureSignature = Three(const Tensor& A, const Tensor& rows, const Tens
 Tensor at_column(const Tensor& statistics, int64_t i) { return statistics.select(-1, i).unsqueeze(-1); }
 Tensor row(const Tensor& rows, int64_t i) { return rows.select(-2, i); }
 
-Tensor matvec(const Tensor& A, const Tensor& v) {
+}  // namespace
+
+Tensor plain_regression_matvec(const Tensor& A, const Tensor& v) {
   const at::ScalarType type = accumulation_type(A);
   return at::matmul(A.to(type), v.to(type).unsqueeze(-1)).squeeze(-1);
 }
 
-Tensor statistics_at(const Rows& r, const RegressionSettings& settings) {
+static Tensor statistics_at(const Rows& r, const RegressionSettings& settings) {
   const RowValues v = row_values(r, settings);
   const Tensor b = v.unit * r.b, squares = v.u.square() + b.square();
   Tensor loss = scaled_loss(v), penalty_part = penalty(r);
@@ -58,8 +60,8 @@ Tensor statistics_at(const Rows& r, const RegressionSettings& settings) {
       .squeeze(-2);
 }
 
-Tensor statistics(const Tensor& logits, const MaybeTensor& direction, const MaybeTensor& steps, RESCALED_TARGET,
-                  RESCALED_REGRESSION_SETTINGS) {
+Tensor plain_regression_statistics(const Tensor& logits, const MaybeTensor& direction, const MaybeTensor& steps,
+                                   RESCALED_TARGET, RESCALED_REGRESSION_SETTINGS) {
   const auto wide = [](const MaybeTensor& t) { return t.has_value() ? t->to(at::kDouble).unsqueeze(-2) : Tensor(); };
   Tensor z = logits.to(at::kDouble).unsqueeze(-2);
   if (direction.has_value()) z = z + steps->to(at::kDouble).unsqueeze(-1) * direction->to(at::kDouble).unsqueeze(-2);
@@ -68,7 +70,8 @@ Tensor statistics(const Tensor& logits, const MaybeTensor& direction, const Mayb
   return statistics.contiguous();
 }
 
-Tensor rows(const Tensor& logits, const Tensor& statistics, RESCALED_TARGET, RESCALED_REGRESSION_SETTINGS) {
+Tensor plain_regression_rows(const Tensor& logits, const Tensor& statistics, RESCALED_TARGET,
+                             RESCALED_REGRESSION_SETTINGS) {
   (void)statistics;  // kernels start from them; here the formulas compute all again
   const RegressionSettings settings = RESCALED_THE_REGRESSION_SETTINGS;
   const auto wide = [](const MaybeTensor& t) { return t.has_value() ? t->to(at::kDouble) : Tensor(); };
@@ -88,7 +91,7 @@ Tensor rows(const Tensor& logits, const Tensor& statistics, RESCALED_TARGET, RES
   return at::stack({gradient, diagonal, v.u * inner, v.du, q, q_rest, noise.square()}, -2).to(logits.scalar_type());
 }
 
-Tensor model(const Tensor& rows, const Tensor& direction) {
+Tensor plain_regression_model(const Tensor& rows, const Tensor& direction) {
   const Tensor r = rows.to(at::kDouble), t = direction.to(at::kDouble);
   const auto along = [&](int64_t i, const Tensor& with) { return (row(r, i) * with).sum(-1); };
   const Tensor largest = t.sym_size(-1) == 0 ? t.sum(-1) : t.abs().amax(-1);
@@ -98,7 +101,8 @@ Tensor model(const Tensor& rows, const Tensor& direction) {
                    -1);
 }
 
-Three curvature(const Tensor& A, const Tensor& rows, const Tensor& statistics, c10::string_view curvature) {
+Three plain_regression_curvature(const Tensor& A, const Tensor& rows, const Tensor& statistics,
+                                 c10::string_view curvature) {
   const at::ScalarType type = accumulation_type(A);
   const Tensor a = A.to(type);
   Tensor diagonal = row(rows, RegressionRows::diagonal), q = row(rows, RegressionRows::q);
@@ -115,8 +119,6 @@ Three curvature(const Tensor& A, const Tensor& rows, const Tensor& statistics, c
   const Tensor noise = at::matmul(row(rows, RegressionRows::noise).unsqueeze(-2), a.square()).squeeze(-2);
   return {sides.select(-2, 0).contiguous(), gram - cross - cross.mT() + square * at::matmul(p, p.mT()), noise};
 }
-
-}  // namespace
 
 Tensor regression_matvec(const Tensor& A, const Tensor& v) {
   static const auto op = handle<MatvecSignature>("torch_rescaled::_regression_matvec");
@@ -156,9 +158,9 @@ RegressionCurvature regression_curvature(const Tensor& A, const Tensor& rows, co
 }  // namespace rescaled::ops
 
 TORCH_LIBRARY_IMPL(torch_rescaled, CompositeExplicitAutograd, m) {
-  m.impl("_regression_matvec", TORCH_FN(rescaled::ops::matvec));
-  m.impl("_regression_statistics", TORCH_FN(rescaled::ops::statistics));
-  m.impl("_regression_rows", TORCH_FN(rescaled::ops::rows));
-  m.impl("_regression_model", TORCH_FN(rescaled::ops::model));
-  m.impl("_regression_curvature", TORCH_FN(rescaled::ops::curvature));
+  m.impl("_regression_matvec", TORCH_FN(rescaled::ops::plain_regression_matvec));
+  m.impl("_regression_statistics", TORCH_FN(rescaled::ops::plain_regression_statistics));
+  m.impl("_regression_rows", TORCH_FN(rescaled::ops::plain_regression_rows));
+  m.impl("_regression_model", TORCH_FN(rescaled::ops::plain_regression_model));
+  m.impl("_regression_curvature", TORCH_FN(rescaled::ops::plain_regression_curvature));
 }

@@ -147,6 +147,13 @@ static void pass_run(const RegressionParameters& p, int64_t begin, int64_t end, 
   for (int64_t task = begin; task < end; ++task) pass_task<T, kVectors>(p, task, parts, scratch);
 }
 
+template <Vectors kVectors>
+RESCALED_INLINE void recenter_vectors(double by, double* const* vectors, int64_t columns) {
+  for (int i = 0; i < kVectorCount<kVectors>; ++i)
+    if (const int other = target_of<kVectors>(i); other >= 0)
+      for (int64_t j = 0; j < columns; ++j) vectors[i][j] += by * vectors[other][j];
+}
+
 // Joins the chunks of a problem, in their order, into the first.
 template <class T, Vectors kVectors>
 static Sums& join_chunks(const Parts<T, kVectors>& parts, int64_t batch) {
@@ -164,7 +171,7 @@ static Sums& join_chunks(const Parts<T, kVectors>& parts, int64_t batch) {
     double* vectors[RowBlock<double>::kMostVectors];
     for (int64_t i = 0; i < parts.count; ++i) vectors[i] = parts.vector(batch, chunk, i);
     const double factor = power_of_two(part.exponent - exponent);
-    part.rescale(exponent);
+    rescale(part, exponent);
     for (int i = 0; i < count; ++i)
       for (int64_t j = 0; j < parts.columns; ++j) vectors[i][j] = scaled(vectors[i][j], degree_at<kVectors>(i), factor);
     const double squared = factor * factor;
@@ -180,41 +187,19 @@ static Sums& join_chunks(const Parts<T, kVectors>& parts, int64_t batch) {
   return sums;
 }
 
-// The gradient from the sums: (A^T du e - offset A^T du row_weight b - inner A^T du) / factor.
-RESCALED_INLINE double gradient_at(const Totals& t, double lead, double target, double plain) {
-  return (lead - t.offset * target - t.inner * plain) / t.factor;
-}
-
-// Number j of the Hessian product, from the six vectors at j and their products with t.
-RESCALED_INLINE double product_at(const RegressionParameters& p, const Sums& s, const Totals& t, const double* const* h,
-                                  int64_t j) {
-  const double curved = (h[0][j] - t.offset * h[1][j] - t.inner * h[2][j]) / t.factor;
-  const double plain = h[5][j], target = h[4][j], lead = h[3][j] - t.offset * target;  // A^T du row_weight c
-  if (p.form == Form::rescaled) return curved - plain * s.q_target - target * s.p + t.square * plain * s.p;
-  const double lead_t = s.q_lead - t.offset * s.q_target;
-  const bool full = p.curvature == Curvature::full;  // u + c = 2 c + unit b, u = c + unit b
-  const double c = full ? 2 : 1, inner = full ? t.inner : 0;
-  const double q = (c * lead + t.unit * target - inner * plain) / t.factor,
-               q_t = (c * lead_t + t.unit * s.q_target - inner * s.p) / t.factor, along = s.p / t.unit;
-  return curved - plain / t.unit * q_t - q * along + t.square * plain / t.unit * along;
-}
-
 // Gauss-Newton's Hessian: the Gram and its two-sided correction, from the vectors.
 template <class T, Vectors kVectors>
 static void write_hessian(const RegressionParameters& p, const Totals& t, const double* const* h, const double* gram,
                           OutputView hessian) {
   const Triangle<T> triangle(p.columns);
   T* const to = static_cast<T*>(hessian.data);
-  const bool plain = p.form == Form::plain, normalized = p.form == Form::normalized;
-  const auto side_p = [&](int64_t j) { return plain ? 0 : normalized ? h[2][j] / t.unit : h[2][j]; };
-  const auto side_q = [&](int64_t j) {
-    return plain ? 0 : normalized ? (h[0][j] + (t.unit - t.offset) * h[1][j]) / t.factor : h[1][j];
-  };
+  const auto side = [&](int64_t j) { return sides_at(p.form, t, h[0][j], h[1][j], h[2][j]); };
   for (int64_t i = 0; i < p.columns; ++i) {
-    const double p_i = side_p(i), q_i = side_q(i);
+    const Sides row = side(i);
     for (int64_t j = 0; j <= i; ++j) {
+      const Sides column = side(j);
       const double value =
-          gram[triangle.index(i, j)] / t.factor + t.square * p_i * side_p(j) - p_i * side_q(j) - q_i * side_p(j);
+          gram[triangle.index(i, j)] / t.factor + t.square * row.p * column.p - row.p * column.q - row.q * column.p;
       to[i * hessian.row + j * hessian.column] = to[j * hessian.row + i * hessian.column] = static_cast<T>(value);
     }
   }
@@ -238,7 +223,7 @@ static void finish_run(const RegressionParameters& p, int64_t begin, int64_t end
       if constexpr (kVectors == Vectors::gradient || kWithGram<kVectors>)
         value = gradient_at(t, h[0][j], h[1][j], h[2][j]);
       else if constexpr (kVectors == Vectors::product)
-        value = product_at(p, sums, t, h, j);
+        value = product_at(p, sums, t, {h[0][j], h[1][j], h[2][j], h[3][j], h[4][j], h[5][j]});
       else
         value = h[0][j];
       static_cast<double*>(vector.data)[j * vector.row] = p.penalty_weight ? value + penalty * h[count][j] : value;

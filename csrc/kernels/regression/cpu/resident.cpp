@@ -96,7 +96,7 @@ static void statistics_finish(const RegressionParameters& p, int64_t begin, int6
     for (int64_t chunk = 1; chunk < chunks; ++chunk)
       exponent = of[chunk].exponent > exponent ? of[chunk].exponent : exponent;
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      of[chunk].rescale(exponent);
+      rescale(of[chunk], exponent);
       if (chunk == 0) continue;
       recenter(of[chunk], of[0].center);
       join_sums(of[0], of[chunk]);

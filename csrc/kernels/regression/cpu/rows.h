@@ -5,7 +5,7 @@
 #include "../../cpu/arena.h"
 #include "../../cpu/convert.h"
 #include "../../phi.h"
-#include "sums.h"
+#include "../sums.h"
 
 namespace rescaled::RESCALED_ISA {
 namespace {
@@ -190,7 +190,7 @@ static double begin_rows(const RegressionParameters& p, int64_t count, int64_t p
     s.exponent = exponent - exponent == 0 ? exponent : 0;
   } else if (exponent > s.exponent && exponent - exponent == 0) {
     raised = exponent - s.exponent;
-    s.rescale(exponent);
+    rescale(s, exponent);
   }
   if (p.kind == Kind::exp)
     fill_phi<T, false>(p.kind, s.exponent, count, padded, r);

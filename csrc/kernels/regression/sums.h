@@ -2,18 +2,22 @@
 // What one pass over rows adds up, and what it makes of the sums: docs/math.md (7). Everything is scaled by a power of
 // two that grows with the largest row seen, so that nothing overflows and a change of scale rounds nothing; and
 // centered by a predicted unit, so that nothing cancels near the solution.
+//
+// For CPU and CUDA: whoever includes it brings RESCALED_ISA and RESCALED_INLINE (../cpu/simd.h, ../cuda/scalar.cuh).
 #pragma once
 #include <cmath>
 
-#include "../../cpu/simd.h"
-#include "../parameters.h"
+#include "../element.h"
+#include "parameters.h"
 
 namespace rescaled::RESCALED_ISA {
 namespace {
 
 // 2^k, 0 below the normal numbers.
 RESCALED_INLINE double power_of_two(double k) {
-  return k < -1022 ? 0 : k > 1023 ? __builtin_inf() : __builtin_ldexp(1., static_cast<int>(k));
+  return k < -1022  ? 0
+         : k > 1023 ? __builtin_inf()
+                    : bits_as<double>(static_cast<uint64_t>(1023 + static_cast<int64_t>(k)) << 52);
 }
 
 // By what power of 2^-exponent a sum is scaled.
@@ -31,14 +35,14 @@ struct Sums {
   double square = 0, target_square = 0;    // sums of row_weight u^2, row_weight b^2
   double penalty = 0;                      // sum of (penalty_weight z)^2
   double p = 0, q_lead = 0, q_target = 0;  // along t: <du, t>, <du e, t>, <du row_weight b, t>
-
-  void rescale(double to) {
-    const double f = power_of_two(exponent - to), g = f * f;
-    for (double* x : {&center, &u, &absolute, &target, &p, &q_target}) *x *= f;
-    for (double* x : {&residual, &square, &q_lead}) *x *= g;
-    exponent = to;
-  }
 };
+
+RESCALED_INLINE void rescale(Sums& s, double to) {
+  const double f = power_of_two(s.exponent - to), g = f * f;
+  s.center *= f, s.u *= f, s.absolute *= f, s.target *= f, s.p *= f, s.q_target *= f;
+  s.residual *= g, s.square *= g, s.q_lead *= g;
+  s.exponent = to;
+}
 
 // Adds sums of other rows, of the same exponent and center.
 RESCALED_INLINE void join_sums(Sums& s, const Sums& other) {
@@ -82,12 +86,6 @@ RESCALED_INLINE void recenter(Sums& s, double to) {
   s.target += by * s.target_square;
   s.q_lead += by * s.q_target;
   s.center = to;
-}
-template <Vectors kVectors>
-RESCALED_INLINE void recenter_vectors(double by, double* const* vectors, int64_t columns) {
-  for (int i = 0; i < kVectorCount<kVectors>; ++i)
-    if (const int other = target_of<kVectors>(i); other >= 0)
-      for (int64_t j = 0; j < columns; ++j) vectors[i][j] += by * vectors[other][j];
 }
 
 // What the sums of all rows say, by the form.
@@ -137,6 +135,34 @@ RESCALED_INLINE void write_statistics(const Sums& s, Form form, double* to) {
   to[Statistics::spread] = s.absolute / std::fabs(s.u);
   to[Statistics::concentration] = s.square / (s.u * s.u);
   to[Statistics::largest] = s.largest;
+}
+
+// The gradient from the sums: (A^T du e - offset A^T du row_weight b - inner A^T du) / factor.
+RESCALED_INLINE double gradient_at(const Totals& t, double lead, double target, double plain) {
+  return (lead - t.offset * target - t.inner * plain) / t.factor;
+}
+
+// A number of the Hessian product, from the six vectors there and their products with t.
+RESCALED_INLINE double product_at(const RegressionParameters& p, const Sums& s, const Totals& t, const double (&h)[6]) {
+  const double curved = (h[0] - t.offset * h[1] - t.inner * h[2]) / t.factor;
+  const double plain = h[5], target = h[4], lead = h[3] - t.offset * target;  // A^T du row_weight c
+  if (p.form == Form::rescaled) return curved - plain * s.q_target - target * s.p + t.square * plain * s.p;
+  const double lead_t = s.q_lead - t.offset * s.q_target;
+  const bool full = p.curvature == Curvature::full;  // u + c = 2 c + unit b, u = c + unit b
+  const double c = full ? 2 : 1, inner = full ? t.inner : 0;
+  const double q = (c * lead + t.unit * target - inner * plain) / t.factor,
+               q_t = (c * lead_t + t.unit * s.q_target - inner * s.p) / t.factor, along = s.p / t.unit;
+  return curved - plain / t.unit * q_t - q * along + t.square * plain / t.unit * along;
+}
+
+// A^T p and A^T q of Gauss-Newton, from the gradient's vectors.
+struct Sides {
+  double p, q;
+};
+RESCALED_INLINE Sides sides_at(Form form, const Totals& t, double lead, double target, double plain) {
+  if (form == Form::plain) return {0, 0};
+  if (form == Form::rescaled) return {plain, target};
+  return {plain / t.unit, (lead + (t.unit - t.offset) * target) / t.factor};
 }
 
 }  // namespace
