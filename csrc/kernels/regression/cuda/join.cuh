@@ -3,6 +3,12 @@
 #pragma once
 #include "rows.cuh"
 
+#if defined(RESCALED_TWIN)
+#define RESCALED_UNROLL_8
+#else
+#define RESCALED_UNROLL_8 _Pragma("unroll 8")
+#endif
+
 namespace rescaled {
 namespace {
 
@@ -43,7 +49,7 @@ RESCALED_DEVICE double joined(const Joint<kMost>& joint, int count, int k, Get g
   const Degree degree = scales ? cuda::degree_of<kVectors>(k) : Degree::none;
   const int other = scales ? cuda::target_of<kVectors>(k) : -1;
   double sum = 0;
-  for (int i = 0; i < count; ++i) {
+  RESCALED_UNROLL_8 for (int i = 0; i < count; ++i) {  // eight loads under way
     const double factor = joint.factor[i];
     double value = cuda::scaled(static_cast<double>(get(i, k)), degree, factor);
     if (other >= 0) value += joint.by[i] * (static_cast<double>(get(i, other)) * factor);

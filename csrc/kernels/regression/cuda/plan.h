@@ -13,9 +13,9 @@ namespace rescaled {
 template <class T, bool kWhole = true>
 constexpr int kWidth = !kWhole && sizeof(T) == 2 ? 4 : 16 / static_cast<int>(sizeof(T));
 constexpr int kLoads = 8;
-constexpr int kPassWarps = 8;   // most warps of a block, and of a row
-constexpr int kMostTiles = 64;  // of a team: no sum in T has more than kLoads times as many terms
-constexpr int kMostParts = 64;  // joined at a time
+constexpr int kPassWarps = 8;    // most warps of a block, and of a row
+constexpr int kMostTiles = 64;   // of a team: no sum in T has more than kLoads times as many terms
+constexpr int kMostParts = 128;  // joined at a time
 constexpr int kJoinColumns = 64, kJoinThreads = 256;
 constexpr int kMostLevels = 6;
 // Blocks, in multiples of what fits several GPUs evenly, each reading about half a megabyte.
