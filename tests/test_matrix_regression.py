@@ -19,7 +19,7 @@ MASKS = ("none", "elements", "keys", "causal")
 
 
 def options(mask, n1, n2):
-    kept = torch.rand(n1, n2) < 0.7
+    kept = (torch.rand(n1, n2, device="cpu") < 0.7).to(torch.get_default_device())
     if mask == "elements" and n1 > 2:
         kept[1] = False  # a row without elements
     return {

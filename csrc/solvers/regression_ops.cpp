@@ -98,7 +98,7 @@ Four solve(SOLVE_POINT, RESCALED_REGRESSION_SETTINGS, SOLVE_OPTIONS) {
   const auto doubles = at::TensorOptions().dtype(at::kDouble);
   Tensor x = at::empty({count, d}, b.options()), summary = at::empty({count, kNumbers}, doubles),
          history = at::full({count, lines, History::count}, std::numeric_limits<double>::quiet_NaN(), doubles),
-         packed = at::empty({count, state_size(d, n, options.method)}, doubles);
+         packed = at::empty({count, state_size(d, n, options.method)}, b.options().dtype(at::kDouble));
   for (int64_t i = 0; i < count; ++i) {
     const Solution& s = found[static_cast<size_t>(i)];
     x.select(0, i).copy_(s.x), summary.select(0, i).copy_(s.summary), packed.select(0, i).copy_(s.state);

@@ -100,11 +100,12 @@ struct State {
   static int64_t size(int64_t d, int64_t n, bool with_memory) {
     return int64_t{count} + int64_t{Numbers::count} + n + 2 * d + (with_memory ? d + Memory::size(d) : 0);
   }
+  // On the device of the logits, its longest part.
   Tensor pack(bool with_memory) const {
     std::vector<Tensor> parts = {at::tensor(at::ArrayRef<double>(number.data(), number.size())),
-                                 at::tensor(at::ArrayRef<double>(point.data(), point.size())), wide(x), wide(anchor),
-                                 wide(logits)};
+                                 at::tensor(at::ArrayRef<double>(point.data(), point.size())), x, anchor, logits};
     if (with_memory) parts.insert(parts.end(), {gradient, memory.pack()});
+    for (Tensor& part : parts) part = part.to(logits.options().dtype(at::kDouble));
     return at::cat(parts);
   }
   static State unpack(const Tensor& packed, const at::TensorOptions& options, int64_t d, int64_t n, bool with_memory) {

@@ -2,6 +2,7 @@
 // The elements of the map: u, u', b, c = u - unit b of a score, and their tangents (docs/math.md (12) to (15)).
 #pragma once
 #include <cmath>
+#include <type_traits>
 
 #include "walk.cuh"
 
@@ -55,28 +56,47 @@ template <class T>
 struct Pair {
   T u, du;
 };
-template <class T>
-RESCALED_DEVICE Pair<T> pair_of(Kind kind, T score, T reference) {
+template <bool kTwoSided, class T>
+RESCALED_DEVICE Pair<T> pair_of(bool sinh, T score, T reference) {
   const T octaves = score * static_cast<T>(kLog2e);
-  if (kind == Kind::exp) {
-    const T u = cuda::exp2_vector<T>(octaves - reference);
+  if constexpr (!kTwoSided) {
+    const T u = exp2_of(octaves - reference);
     return {u, u};
+  } else {
+    T even, odd;
+    cuda::two_sided<T>(octaves, -reference, even, odd);
+    return sinh ? Pair<T>{odd, even} : Pair<T>{even, odd};
   }
-  T even, odd;
-  cuda::two_sided<T>(octaves, -reference, even, odd);
-  return kind == Kind::sinh ? Pair<T>{odd, even} : Pair<T>{even, odd};
+}
+
+// f(two_sided), a type: the elements' loops know what they are made of.
+template <class F>
+RESCALED_DEVICE void with_kind(Kind kind, F f) {
+  if (kind == Kind::exp)
+    f(std::false_type{});
+  else
+    f(std::true_type{});
+}
+
+// What takes no part: b is 0, and the score of exp -inf; two-sided pairs are hidden where they are made.
+template <class T, int kTiles>
+RESCALED_DEVICE void hide(uint32_t visible, T (&score)[kTiles][4], T (&b)[kTiles][4]) {
+  if (visible != ~0u)
+    RESCALED_UNROLL for (int j = 0; j < kTiles; ++j)
+        RESCALED_UNROLL for (int x = 0; x < 4; ++x) if ((visible >> (4 * j + x) & 1) == 0) score[j][x] = -infinity<T>(),
+                                                                                           b[j][x] = T(0);
 }
 
 template <class T>
 struct Element {
   T u, du, b, c;
 };
-template <class T>
-RESCALED_DEVICE Element<T> element_of(Kind kind, const RowNumbers<T>& n, T score, T b, bool visible) {
-  if (!visible) return {T(0), T(0), T(0), T(0)};
-  const Pair<T> pair = pair_of<T>(kind, score, n.reference);
+template <bool kTwoSided, class T>
+RESCALED_DEVICE Element<T> element_of(bool sinh, const RowNumbers<T>& n, T score, T b, bool visible) {
+  Pair<T> pair = pair_of<kTwoSided>(sinh, score, n.reference);
+  if (kTwoSided && !visible) pair = {T(0), T(0)};
   const T u = pair.u * n.factor;
-  return {u, pair.du * n.factor, b, u - n.unit * b};
+  return {u, kTwoSided ? pair.du * n.factor : u, b, u - n.unit * b};
 }
 
 // Tangents of u' and of c, from those of the logit t, of unit b, and of the row's sum.

@@ -40,24 +40,28 @@ constexpr int kOutputColumns = sizeof(T) == 8 ? 32 : 64;
 constexpr int kRowNumbers = 11;
 
 struct MapPlan {
-  int warps = 4;
+  int warps = 4, stages = 1;
   bool resident = true;  // factors of whole depth in shared memory, or in steps of kChunk
   int64_t row_blocks = 1, output_chunks = 1, blocks = 0, shared_bytes = 0;
 };
 
-// Where things lie in shared memory behind the block's problem, in elements; -1: absent.
+// Where things lie in shared memory behind the block's problem, in elements; -1: absent. Columns and numbers: of stage
+// 0, with one stage's elements.
 struct MapLayout {
-  int row[kFactors], column[kFactors], numbers, components, elements;
+  int row[kFactors], column[kFactors], numbers, components, stage, elements;
 };
 constexpr int kMapProblemBytes = 1024;
+constexpr int64_t kLeastBlocks = 264;
 
 template <class T>
 RESCALED_HOST_DEVICE MapLayout map_layout(const MatrixRegressionParameters& p, MatrixPass pass, const MapPlan& plan) {
   MapLayout l{};
   const int rows = kWarpRows * plan.warps, columns = kTileColumns<T>;
+  int begin = 0;
   for (int side = 0; side < 2; ++side) {
     int* const to = side == 0 ? l.row : l.column;
     const int count = side == 0 ? rows : columns;
+    begin = l.elements;
     for (int i = 0; i < kFactors; ++i) {
       const bool there = factors_of(p, by_columns(pass) == (side == 0), i) != nullptr;
       to[i] = there ? l.elements : -1;
@@ -67,6 +71,8 @@ RESCALED_HOST_DEVICE MapLayout map_layout(const MatrixRegressionParameters& p, M
   }
   l.numbers = l.elements;
   if (by_columns(pass)) l.elements += kRowNumbers * columns;
+  l.stage = l.elements - begin + (4 - (l.elements - begin) % 4) % 4;  // whole vectors of 16 bytes
+  l.elements = begin + plan.stages * l.stage;
   l.components = l.elements;
   if (p.source == Target::sparse) l.elements += rows * (columns + 1);
   return l;
@@ -76,19 +82,25 @@ template <class T>
 MapPlan map_plan(const MatrixRegressionParameters& p, MatrixPass pass, int64_t shared_bytes) {
   MapPlan plan;
   const int64_t rows = by_columns(pass) ? p.scores.keys : p.scores.queries;
-  const int most = rows > 2 * kWarpRows ? 4 : rows > kWarpRows ? 2 : 1;
+  plan.output_chunks = has_outputs(pass) ? (p.scores.head_size + kOutputColumns<T> - 1) / kOutputColumns<T> : 1;
+  // As many rows as share the columns' tiles, but no fewer blocks than a large GPU keeps busy: by shape alone.
+  const auto blocks = [&](int warps) {
+    return p.scores.kv_batches * ((rows + kWarpRows * warps - 1) / (kWarpRows * warps)) * plan.output_chunks;
+  };
+  int most = 4;
+  while (most > 1 && blocks(most) < kLeastBlocks) most /= 2;
   bool fits = false;
   // Beyond any GPU's memory nothing is tried: the layout counts in 32 bits.
   const bool small = p.scores.head_size <= 1 << 16 && p.teacher_size <= 1 << 16;
-  const auto fit = [&](int warps, bool resident) {
-    plan.warps = warps, plan.resident = resident;
+  const auto fit = [&](int warps, int stages, bool resident, int64_t bytes) {
+    plan.warps = warps, plan.stages = stages, plan.resident = resident;
     plan.shared_bytes = kMapProblemBytes + map_layout<T>(p, pass, plan).elements * static_cast<int64_t>(sizeof(T));
-    fits = plan.shared_bytes <= shared_bytes;
+    fits = plan.shared_bytes <= bytes;
   };
-  for (int warps = most; small && warps >= 1 && !fits; warps /= 2) fit(warps, true);
-  if (!fits) fit(most, false);  // every depth
+  if (small) fit(most, 2, true, shared_bytes / 2);  // two blocks side by side
+  for (int warps = most; small && warps >= 1 && !fits; warps /= 2) fit(warps, 1, true, shared_bytes);
+  if (!fits) fit(most, 1, false, shared_bytes);  // every depth
   plan.row_blocks = (rows + kWarpRows * plan.warps - 1) / (kWarpRows * plan.warps);
-  if (has_outputs(pass)) plan.output_chunks = (p.scores.head_size + kOutputColumns<T> - 1) / kOutputColumns<T>;
   plan.blocks = p.scores.kv_batches * plan.row_blocks * plan.output_chunks;
   return plan;
 }

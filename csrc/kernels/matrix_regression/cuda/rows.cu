@@ -20,7 +20,7 @@ RESCALED_DEVICE T row_dot(const InputView& a, const InputView& b, int row, bool 
 }
 
 template <class T, MatrixPass kPass>
-__global__ void __launch_bounds__(128, 1)
+__global__ void __launch_bounds__(128, kPass == MatrixPass::gradient ? 3 : 2)
     rows_walk(const __grid_constant__ MatrixRegressionParameters p, const __grid_constant__ MapPlan plan) {
   RESCALED_SHARED(memory);
   using W = MapWalk<T, kPass>;
@@ -39,15 +39,15 @@ __global__ void __launch_bounds__(128, 1)
   const bool rescaled = p.form == Form::rescaled;
   const T full = T(p.full), one = T(p.form != Form::plain);
   typename W::Outputs out = {}, other = {};
-  walk.each_tile([&](int first) {
+  const auto number = [&](int, int x) -> const RowNumbers<T>& { return numbers[x / 2]; };
+  walk.each_tile([&](int first, int stage) {
     typename W::Tile s, b, along;
-    walk.product(s, 0, 0, first);
-    fetch_target(walk, b, first, [&](int, int x) -> const RowNumbers<T>& { return numbers[x / 2]; });
-    if constexpr (kIsProduct) walk.product(along, 1, 0, first);
-    RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) {
-      const RowNumbers<T>& n = numbers[x / 2];
-      const Element<T> e = element_of<T>(p.scores.kind, n, s[j][x], b[j][x], walk.visible(first, j, x));
-      const T left = e.c - n.beta, q = rescaled ? e.b : (e.u + full * left) * one;  // without the factor u'
+    walk.product(s, 0, 0, first, stage);
+    fetch_target(walk, b, first, stage, number);
+    if constexpr (kIsProduct) walk.product(along, 1, 0, first, stage);
+    for_elements(p.scores.kind, walk.visible(first), s, b, number, [&](int j, int x, const Element<T>& e) {
+      const T left = e.c - numbers[x / 2].beta,
+              q = rescaled ? e.b : (e.u + full * left) * one;  // without the factor u'
       if constexpr (kIsProduct) {
         const T t = along[j][x];
         s[j][x] = e.u * (full * left) * t + e.du * (e.du * t - rest_t[x / 2] - q * p_t[x / 2]);
@@ -56,9 +56,9 @@ __global__ void __launch_bounds__(128, 1)
       } else {
         s[j][x] = e.du * left;
       }
-    }
-    walk.accumulate(out, s, 0, first);
-    if constexpr (kIsMoments) walk.accumulate(other, b, 0, first);
+    });
+    walk.accumulate(out, s, 0, first, stage);
+    if constexpr (kIsMoments) walk.accumulate(other, b, 0, first, stage);
   });
   walk.store(out, p.rows);
   if constexpr (kIsMoments) walk.store(other, p.others);

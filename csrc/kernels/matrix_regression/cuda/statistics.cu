@@ -14,20 +14,25 @@ template <class T>
 struct Online {
   T reference = -infinity<T>(), sum = T(0), largest = T(0);
   T predicted = T(0), bb_row = T(0), bb = T(0), eb = T(0), ee = T(0);
+  // To a reference of at least this.
+  RESCALED_MEMBER void rise(T to) {
+    if (!(to > reference)) return;
+    const T factor = cuda::exp2_vector<T>(reference - to);
+    reference = to, sum *= factor, predicted *= factor, eb *= factor, ee *= factor * factor;
+  }
 };
 
 // A tile's row: u and b of the elements that take part, 0 elsewhere. The prediction is the fit of u by b in the tile
 // that had more of b^2 than all before it: near a solution u is close to nu b in any tile, and in no other is
 // predicted b larger than the u of that one. A new prediction carries the sums over.
 template <class T, int kTiles>
-RESCALED_DEVICE void add_centered(const T (&u)[kTiles][4], const T (&b)[kTiles][4], int h, T correction, Online<T>& r) {
+RESCALED_DEVICE void add_centered(const T (&u)[kTiles][4], const T (&b)[kTiles][4], int h, Online<T>& r) {
   T bb = 0, ub = 0;
   RESCALED_UNROLL for (int j = 0; j < kTiles; ++j) RESCALED_UNROLL for (int x = 2 * h; x < 2 * h + 2; ++x) bb +=
       b[j][x] * b[j][x],
       ub += u[j][x] * b[j][x];
-  const T tile_bb = row_sum(bb), tile_ub = row_sum(ub), predicted = r.predicted * correction;
-  const T fit = tile_bb > r.bb_row ? tile_ub / tile_bb : predicted, step = fit - predicted;
-  r.eb *= correction, r.ee *= correction * correction;
+  const T tile_bb = row_sum(bb), tile_ub = row_sum(ub);
+  const T fit = tile_bb > r.bb_row ? tile_ub / tile_bb : r.predicted, step = fit - r.predicted;
   r.ee -= step * (r.eb + r.eb - step * r.bb), r.eb -= step * r.bb;
   r.predicted = fit, r.bb_row += tile_bb, r.bb += bb;
   T eb = 0, ee = 0;
@@ -53,7 +58,7 @@ RESCALED_DEVICE bool is_sparse_row(const MatrixRegressionParameters& p, const Ma
 }
 
 template <class T>
-__global__ void __launch_bounds__(128, 1)
+__global__ void __launch_bounds__(128, 3)
     statistics_walk(const __grid_constant__ MatrixRegressionParameters p, const __grid_constant__ MapPlan plan) {
   RESCALED_SHARED(memory);
   using W = MapWalk<T, MatrixPass::statistics>;
@@ -65,42 +70,44 @@ __global__ void __launch_bounds__(128, 1)
   const Kind kind = p.scores.kind;
   const bool rescaled = p.form == Form::rescaled, plain = p.form == Form::plain, twice = plain || kind == Kind::sinh;
   Online<T> rows[2];
-  walk.each_tile([&](int first) {
+  walk.each_tile([&](int first, int stage) {
     typename W::Tile u, b;
-    walk.product(u, 0, 0, first);
-    if (!twice || plain) fetch_target(walk, b, first, number);
-    RESCALED_UNROLL for (int h = 0; h < 2; ++h) {
-      Online<T>& r = rows[h];
-      T most = -infinity<T>();
-      RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j)
-          RESCALED_UNROLL for (int x = 2 * h; x < 2 * h + 2; ++x) if (walk.visible(first, j, x)) most =
-              greater(most, kind == Kind::exp ? u[j][x] : absolute(u[j][x]));
-      const T reference = greater(r.reference, ceil(row_max(most) * static_cast<T>(kLog2e)));
-      const bool any = reference > -infinity<T>();
-      const T correction = any ? cuda::exp2_vector<T>(r.reference - reference) : T(1);
-      r.reference = reference, r.sum *= correction;
-      T sum = 0;
-      RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 2 * h; x < 2 * h + 2; ++x) {
-        const bool visible = walk.visible(first, j, x), takes_part = any && visible;
-        if (takes_part)
-          u[j][x] = pair_of<T>(kind, u[j][x], reference).u;
-        else if (!visible || u[j][x] == u[j][x])  // a NaN stays one
-          u[j][x] = T(0);
-        sum += u[j][x];
-        if (twice && !plain) continue;
-        if (!takes_part) b[j][x] = T(0);
-        const T size = absolute(b[j][x]);
-        if (size < infinity<T>()) r.largest = greater(r.largest, size);
+    walk.product(u, 0, 0, first, stage);
+    if (!twice || plain)
+      fetch_target(walk, b, first, stage, number);
+    else
+      RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) b[j][x] = T(0);
+    const uint32_t visible = walk.visible(first);
+    hide(visible, u, b);
+    with_kind(kind, [&](auto two_sided) {
+      constexpr bool kTwoSided = decltype(two_sided)::value;
+      const auto is_there = [&](int j, int x) { return !kTwoSided || (visible >> (4 * j + x) & 1) != 0; };
+      RESCALED_UNROLL for (int h = 0; h < 2; ++h) {
+        Online<T>& r = rows[h];
+        T most = -infinity<T>();
+        RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j)
+            RESCALED_UNROLL for (int x = 2 * h; x < 2 * h + 2; ++x) if (is_there(j, x)) most =
+                greater(most, kTwoSided ? absolute(u[j][x]) : u[j][x]);
+        r.rise(ceil(row_max(most) * static_cast<T>(kLog2e)));
+        const T reference = r.reference > -infinity<T>() ? r.reference : T(0);
+        T sum = 0;
+        RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 2 * h; x < 2 * h + 2; ++x) {
+          const T of = pair_of<kTwoSided>(kind == Kind::sinh, u[j][x], reference).u;
+          u[j][x] = is_there(j, x) ? of : T(0);
+          sum += u[j][x];
+          const T size = absolute(b[j][x]);
+          if (plain && size < infinity<T>()) r.largest = greater(r.largest, size);
+        }
+        r.sum += sum;
+        if (!twice) add_centered<T, W::kTiles>(u, b, h, r);
       }
-      r.sum += sum;
-      if (!twice) add_centered<T, W::kTiles>(u, b, h, correction, r);
-    }
+    });
   });
   T loss[2] = {}, beta[2] = {}, square[2] = {};
   RESCALED_UNROLL for (int h = 0; h < 2; ++h) {
     Online<T>& r = rows[h];
     T sum = row_sum(r.sum);
-    const bool empty = r.reference == -infinity<T>();
+    const bool empty = r.reference == -infinity<T>() && sum == T(0);  // not so if a score was not a number
     if (plain) {  // b stands beside u: the reference must not be far below it
       const T least = ceil(log2(row_max(r.largest)));
       if (!empty && least > r.reference) sum *= cuda::exp2_vector<T>(r.reference - least), r.reference = least;
@@ -120,19 +127,18 @@ __global__ void __launch_bounds__(128, 1)
     square[h] = rescaled ? bb : (ee + predicted * (eb + eb + predicted * bb)) * factor;
   }
   if (twice) {
-    walk.each_tile([&](int first) {
+    walk.each_tile([&](int first, int stage) {
       typename W::Tile s, b;
-      walk.product(s, 0, 0, first);
-      fetch_target(walk, b, first, number);
+      walk.product(s, 0, 0, first, stage);
+      fetch_target(walk, b, first, stage, number);
+      T sums[2][3] = {};
+      for_elements(kind, walk.visible(first), s, b, number, [&](int, int x, const Element<T>& e) {
+        const T other = rescaled ? e.b : e.u;
+        sums[x / 2][0] += e.c * e.c, sums[x / 2][1] += other * e.c, sums[x / 2][2] += other * other;
+      });
       RESCALED_UNROLL for (int h = 0; h < 2; ++h) {
-        T sums[3] = {};
-        RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 2 * h; x < 2 * h + 2; ++x) {
-          const Element<T> e = element_of<T>(kind, numbers[h], s[j][x], b[j][x], walk.visible(first, j, x));
-          const T other = rescaled ? e.b : e.u;
-          sums[0] += e.c * e.c, sums[1] += other * e.c, sums[2] += other * other;
-        }
-        loss[h] += sums[0];
-        if (!plain) beta[h] += sums[1], square[h] += sums[2];
+        loss[h] += sums[h][0];
+        if (!plain) beta[h] += sums[h][1], square[h] += sums[h][2];
       }
     });
     RESCALED_UNROLL for (int h = 0; h < 2; ++h) loss[h] = row_sum(loss[h]), beta[h] = row_sum(beta[h]),

@@ -10,7 +10,7 @@ namespace rescaled {
 namespace {
 
 template <class T, MatrixPass kPass>
-__global__ void __launch_bounds__(128, 1)
+__global__ void __launch_bounds__(128, 2)
     tangents_walk(const __grid_constant__ MatrixRegressionParameters p, const __grid_constant__ MapPlan plan) {
   RESCALED_SHARED(memory);
   using W = MapWalk<T, kPass>;
@@ -21,18 +21,19 @@ __global__ void __launch_bounds__(128, 1)
   const bool rescaled = p.form == Form::rescaled;
   typename W::Outputs out = {};
   T loss[2] = {}, sum[2] = {}, inner[2] = {};
-  walk.each_tile([&](int first) {
+  const auto number = [&](int, int x) -> const RowNumbers<T>& { return numbers[x / 2]; };
+  walk.each_tile([&](int first, int stage) {
     typename W::Tile s, b, along;
-    walk.product(s, 0, 0, first);
-    fetch_target(walk, b, first, [&](int, int x) -> const RowNumbers<T>& { return numbers[x / 2]; });
-    walk.product(along, 1, 0, first);
-    walk.template product<true>(along, 0, 1, first);
+    walk.product(s, 0, 0, first, stage);
+    fetch_target(walk, b, first, stage, number);
+    walk.product(along, 1, 0, first, stage);
+    walk.template product<true>(along, 0, 1, first, stage);
     T tile[2][3] = {};
-    RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) {
+    const uint32_t visible = walk.visible(first);
+    for_elements(p.scores.kind, visible, s, b, number, [&](int j, int x, const Element<T>& e) {
       const RowNumbers<T>& n = numbers[x / 2];
-      const bool visible = walk.visible(first, j, x);
-      const Element<T> e = element_of<T>(p.scores.kind, n, s[j][x], b[j][x], visible);
-      const T moved_b = target_tangent<T>(walk.problem, walk.row(x), walk.column(first, j, x), visible),
+      const T moved_b = target_tangent<T>(walk.problem, walk.row(x), walk.column(first, j, x),
+                                          (visible >> (4 * j + x) & 1) != 0),
               target = n.unit * moved_b;
       if constexpr (kIsNumbers) {
         const T moved = e.du * along[j][x];
@@ -44,12 +45,12 @@ __global__ void __launch_bounds__(128, 1)
         const T left = e.c - n.beta;
         s[j][x] = d.du * left + e.du * (d.c - n.beta_tangent), along[j][x] = e.du * left;
       }
-    }
+    });
     if constexpr (kIsNumbers) {
       RESCALED_UNROLL for (int h = 0; h < 2; ++h) loss[h] += tile[h][0], sum[h] += tile[h][1], inner[h] += tile[h][2];
     } else {
-      walk.accumulate(out, s, 0, first);
-      walk.accumulate(out, along, 1, first);
+      walk.accumulate(out, s, 0, first, stage);
+      walk.accumulate(out, along, 1, first, stage);
     }
   });
   if constexpr (!kIsNumbers) {

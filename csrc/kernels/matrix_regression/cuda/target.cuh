@@ -47,29 +47,62 @@ RESCALED_DEVICE void scatter(const W& walk, int first, T* to) {
   warp_barrier();
 }
 
+// A dense one, by the strides of a tile; what lies beyond the map is whatever is at its end.
+template <class W, class T>
+RESCALED_DEVICE void fetch_dense(const W& walk, int first, T (&b)[W::kTiles][4]) {
+  const InputView& m = walk.problem.dense;
+  const int64_t along_row = W::kByColumns ? m.column : m.row, along_column = W::kByColumns ? m.row : m.column;
+  const T* of_row[2];
+  RESCALED_UNROLL for (int h = 0; h < 2; ++h) of_row[h] =
+      static_cast<const T*>(m.data) + least(walk.row(2 * h), walk.row_count - 1) * along_row;
+  if (first + W::kColumns <= walk.column_count) {
+    RESCALED_UNROLL for (int h = 0; h < 2; ++h) of_row[h] += walk.column(first, 0, 0) * along_column;
+    RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) b[j][x] =
+        of_row[x / 2][along_column == 1 ? 8 * j + x % 2 : (8 * j + x % 2) * along_column];
+  } else {
+    RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) b[j][x] =
+        of_row[x / 2][least(walk.column(first, j, x), walk.column_count - 1) * along_column];
+  }
+}
+
 // b = the target's tile from column `first`; numbers(j, x): of the row of the map of an element. What is not visible is
 // whatever it is.
-template <class W, class Tile, class Numbers>
-RESCALED_DEVICE void fetch_target(const W& walk, Tile& b, int first, Numbers numbers) {
-  using T = std::remove_reference_t<decltype(b[0][0])>;
+template <class W, class T, class Numbers>
+RESCALED_DEVICE void fetch_target(const W& walk, T (&b)[W::kTiles][4], int first, int stage, Numbers numbers) {
   const MatrixRegressionParameters& p = walk.p;
-  if (p.source == Target::teacher) {
-    walk.product(b, 2, 2, first);
-    RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) {
-      const RowNumbers<T>& n = numbers(j, x);
-      b[j][x] = pair_of<T>(p.teacher_kind, b[j][x], n.teacher_reference).u * n.teacher_inverse;
-    }
-    return;
+  if (p.source == Target::dense) {
+    fetch_dense(walk, first, b);
+  } else if (p.source == Target::teacher) {
+    walk.product(b, 2, 2, first, stage);
+    with_kind(p.teacher_kind, [&](auto two_sided) {
+      constexpr bool kTwoSided = decltype(two_sided)::value;
+      RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) {
+        const RowNumbers<T>& n = numbers(j, x);
+        b[j][x] = pair_of<kTwoSided>(p.teacher_kind == Kind::sinh, b[j][x], n.teacher_reference).u * n.teacher_inverse;
+      }
+    });
+  } else if (p.source == Target::sparse) {
+    T* const components = walk.shared + walk.layout.components + walk.warp * kWarpRows * (W::kColumns + 1);
+    scatter(walk, first, components);
+    RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) b[j][x] =
+        components[(walk.g + x / 2 * 8) * (W::kColumns + 1) + walk.column(0, j, x)];
+  } else {
+    RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) b[j][x] = T(0);
   }
-  T* const components = walk.shared + walk.layout.components + walk.warp * kWarpRows * (W::kColumns + 1);
-  if (p.source == Target::sparse) scatter(walk, first, components);
-  RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) {
-    b[j][x] = T(0);
-    if (p.source == Target::dense && walk.row(x) < walk.row_count && walk.column(first, j, x) < walk.column_count)
-      b[j][x] = at<T>(walk.problem.dense, walk.map_row(first, j, x), walk.map_column(first, j, x));
-    if (p.source == Target::sparse)
-      b[j][x] = components[(walk.g + x / 2 * 8) * (W::kColumns + 1) + walk.column(0, j, x)];
-  }
+}
+
+// Calls visit(j, x, element) for the elements of scores and target, hidden ones as zeros.
+template <class T, int kTiles, class Numbers, class Visit>
+RESCALED_DEVICE void for_elements(Kind kind, uint32_t visible, T (&score)[kTiles][4], T (&b)[kTiles][4],
+                                  Numbers numbers, Visit visit) {
+  hide(visible, score, b);
+  with_kind(kind, [&](auto two_sided) {
+    constexpr bool kTwoSided = decltype(two_sided)::value;
+    RESCALED_UNROLL for (int j = 0; j < kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x)
+        visit(j, x,
+              element_of<kTwoSided, T>(kind == Kind::sinh, numbers(j, x), score[j][x], b[j][x],
+                                       (visible >> (4 * j + x) & 1) != 0));
+  });
 }
 
 }  // namespace

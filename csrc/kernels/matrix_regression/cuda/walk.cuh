@@ -3,6 +3,7 @@
 #pragma once
 #include "../../attention/cuda/tile.cuh"
 #include "plan.h"
+#include "product.cuh"
 
 namespace rescaled {
 namespace {
@@ -98,43 +99,67 @@ struct MapWalk {
   RESCALED_MEMBER int map_row(int first, int j, int x) const { return kByColumns ? column(first, j, x) : row(x); }
   RESCALED_MEMBER int map_column(int first, int j, int x) const { return kByColumns ? row(x) : column(first, j, x); }
 
+  // Whether all elements of a tile take part.
+  RESCALED_MEMBER bool is_whole(int first) const {
+    const int rows = kWarpRows * plan.warps;
+    if (problem.mask.data != nullptr || first_row + rows > row_count || first + kColumns > column_count) return false;
+    return !p.scores.causal || (kByColumns ? first_row + rows - 1 <= first : first + kColumns - 1 <= first_row);
+  }
   RESCALED_MEMBER bool visible(int first, int j, int x) const {
     const int query = map_row(first, j, x), key = map_column(first, j, x);
     if (row(x) >= row_count || column(first, j, x) >= column_count || (p.scores.causal && key > query)) return false;
     return problem.mask.data == nullptr || at<bool>(problem.mask, query, key);
   }
+  // Which of this thread's elements take part: bit 4 j + x.
+  RESCALED_MEMBER uint32_t visible(int first) const {
+    uint32_t bits = ~0u;
+    if (!is_whole(first))
+      RESCALED_UNROLL for (int j = 0; j < kTiles; ++j)
+          RESCALED_UNROLL for (int x = 0; x < 4; ++x) if (!visible(first, j, x)) bits &= ~(1u << (4 * j + x));
+    return bits;
+  }
 
-  // Calls step(first) for every tile of columns that some row of the block takes part with, with its factors in shared
-  // memory where they are resident, after load(first).
+  // Calls step(first, stage) for every tile of columns that some row of the block takes part with, after
+  // load(first, stage), and with the resident factors in shared memory: one tile ahead where there are two stages.
   template <class Load, class Step>
   RESCALED_MEMBER void each_tile(Load load, Step step) const {
     const int begin = p.scores.causal && kByColumns ? first_row / kColumns : 0;
     const int last_row = least(first_row + kWarpRows * plan.warps, row_count);
-    const int count = p.scores.causal && !kByColumns ? least(column_count, last_row) : column_count;
-    load_side(layout.row, problem.row, kWarpRows * plan.warps, first_row, row_count);
-    RESCALED_ROLLED for (int first = begin * kColumns; first < count; first += kColumns) {
-      load_side(layout.column, problem.column, kColumns, first, column_count);
-      load(first);
+    const int end = p.scores.causal && !kByColumns ? least(column_count, last_row) : column_count;
+    const int count = (end + kColumns - 1) / kColumns, ahead = plan.stages - 1;
+    load_side(layout.row, 0, problem.row, kWarpRows * plan.warps, first_row, row_count);
+    RESCALED_ROLLED for (int i = begin - ahead; i < count; ++i) {
+      const int next = i + ahead;
+      if (next < count) {
+        load_side(layout.column, next & ahead, problem.column, kColumns, next * kColumns, column_count);
+        load(next * kColumns, next & ahead);
+      }
       copy_commit();
-      copy_wait<0>();
+      if (i < begin) continue;
+      if (ahead > 0)
+        copy_wait<1>();
+      else
+        copy_wait<0>();
       block_barrier();
-      step(first);
+      step(i * kColumns, i & ahead);
       block_barrier();
     }
+    copy_wait<0>();
+    block_barrier();
   }
   template <class Step>
   RESCALED_MEMBER void each_tile(Step step) const {
-    each_tile([](int) {}, step);
+    each_tile([](int, int) {}, step);
   }
 
   // acc = (row factors r) (column factors c)^T, or with kAdds acc += it; absent factors are zero.
   template <bool kAdds = false>
-  RESCALED_MEMBER void product(Tile& acc, int r, int c, int first) const {
+  RESCALED_MEMBER void product(Tile& acc, int r, int c, int first, int stage) const {
     if constexpr (!kAdds)
       RESCALED_UNROLL for (int j = 0; j < kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) acc[j][x] = T(0);
     if (layout.row[r] < 0 || layout.column[c] < 0) return;
     const int width = static_cast<int>(depth_of(p, r)), step = plan.resident ? width : kChunk, ld = tile_ld<T>(step);
-    T *const rows = shared + layout.row[r], *const columns = shared + layout.column[c];
+    T *const rows = shared + layout.row[r], *const columns = column_tile(c, stage);
     RESCALED_ROLLED for (int d = 0; d < width; d += step) {
       const int part = least(width - d, step);
       if (!plan.resident) {
@@ -142,24 +167,24 @@ struct MapWalk {
         load_tile<T>(columns, ld, kColumns, problem.column[c], first, column_count, d, part);
         arrive();
       }
-      multiply_rows<T, kTiles, kByColumns>(acc, rows + warp * kWarpRows * ld, ld, columns, ld,
-                                           static_cast<int>(round_up(part, 16)));
+      chain_rows<kTiles, kByColumns>(acc, rows + warp * kWarpRows * ld, ld, columns, ld,
+                                     static_cast<int>(round_up(part, 16)));
       if (!plan.resident) block_barrier();
     }
   }
 
   // out += weights (columns [first_output, first_output + kOutColumns) of column factors c)
-  RESCALED_MEMBER void accumulate(Outputs& out, const Tile& weights, int c, int first) const {
+  RESCALED_MEMBER void accumulate(Outputs& out, const Tile& weights, int c, int first, int stage) const {
     static_assert(kOutColumns <= kChunk);
     if (layout.column[c] < 0) return;
     const int width = static_cast<int>(depth_of(p, c)), part = least(width - first_output, kOutColumns);
-    T* const columns = shared + layout.column[c];
+    T* const columns = column_tile(c, stage);
     const int ld = tile_ld<T>(plan.resident ? width : kChunk);
     if (!plan.resident) {
       load_tile<T>(columns, ld, kColumns, problem.column[c], first, column_count, first_output, part);
       arrive();
     }
-    multiply_weights<T, kTiles, kOut>(out, weights, columns + (plan.resident ? first_output : 0), ld, part);
+    chain_weights<kTiles, kOut>(out, weights, columns + (plan.resident ? first_output : 0), ld, part);
     if (!plan.resident) block_barrier();
   }
 
@@ -173,12 +198,14 @@ struct MapWalk {
   }
 
  private:
-  RESCALED_MEMBER void load_side(const int (&to)[kFactors], const InputView (&from)[kFactors], int tile_rows, int first,
-                                 int count) const {
+  RESCALED_MEMBER T* column_tile(int c, int stage) const { return shared + layout.column[c] + stage * layout.stage; }
+  RESCALED_MEMBER void load_side(const int (&to)[kFactors], int stage, const InputView (&from)[kFactors], int tile_rows,
+                                 int first, int count) const {
     RESCALED_UNROLL for (int i = 0; i < kFactors; ++i) {
       const int64_t width = depth_of(p, i);
       if (plan.resident && to[i] >= 0)
-        load_tile<T>(shared + to[i], tile_ld<T>(width), tile_rows, from[i], first, count, 0, width);
+        load_tile<T>(shared + to[i] + stage * layout.stage, tile_ld<T>(width), tile_rows, from[i], first, count, 0,
+                     width);
     }
   }
   RESCALED_MEMBER void arrive() const {
