@@ -66,7 +66,7 @@ CASES = [
 
 def eager(A: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Normalized loss of exp and its gradient by two products: A is read twice."""
-    f = torch.softmax((A @ x.to(A.dtype)).float(), 0)
+    f = torch.softmax((A @ x.to(A.dtype)).to(b.dtype), 0)
     c = f - b
     return c @ c / 2, A.T @ (f * (c - f @ c)).to(A.dtype)
 

@@ -21,10 +21,12 @@ __global__ void __launch_bounds__(128, kSecond ? 2 : 3)
   typename W::Outputs out = {};
   const auto load = [&](int first, int stage) {
     const int i = thread_index();
-    if (i < W::kColumns) numbers(stage)[i] = saved_numbers<T>(p, walk.problem, first + i);
+    if (i < block_columns<T>(plan)) numbers(stage)[i] = saved_numbers<T>(p, walk.problem, first + i);
   };
   walk.each_tile(load, [&](int first, int stage) {
-    const auto number = [&](int j, int x) -> const RowNumbers<T>& { return numbers(stage)[walk.column(0, j, x)]; };
+    const auto number = [&](int j, int x) -> const RowNumbers<T>& {
+      return numbers(stage)[walk.column(walk.column_warp * W::kColumns, j, x)];
+    };
     typename W::Tile s, b, along;
     walk.product(s, 0, 0, first, stage);
     fetch_target(walk, b, first, stage, number);

@@ -13,12 +13,20 @@ const char* map_tangents(MatrixPass, const MatrixRegressionParameters&, void* st
 const char* map_columns(const MatrixRegressionParameters&, void* stream);
 const char* map_elements(const MatrixRegressionParameters&, void* stream);
 
+// The twin, which has no time for as many blocks, can be told that fewer are many.
+inline int64_t many_blocks() {
+#if defined(RESCALED_TWIN)
+  if (const char* text = std::getenv("RESCALED_TWIN_MANY_BLOCKS")) return std::atoll(text);
+#endif
+  return kManyBlocks;
+}
+
 // kernel(T): the kernel of an element type.
 template <class Kernel>
 const char* launch_map(MatrixPass pass, const MatrixRegressionParameters& p, void* stream, Kernel kernel) {
   const auto run = [&](auto element) {
-    const MapPlan plan = map_plan<decltype(element)>(p, pass, shared_bytes_of_device());
-    return launch(kernel(element), plan.blocks, 32 * plan.warps, plan.shared_bytes, stream, p, plan);
+    const MapPlan plan = map_plan<decltype(element)>(p, pass, shared_bytes_of_device(), many_blocks());
+    return launch(kernel(element), plan.blocks, 32 * warps_of(plan), plan.shared_bytes, stream, p, plan);
   };
   return p.scores.query.dtype == DType::float64 ? run(double{}) : run(float{});
 }

@@ -43,6 +43,44 @@ RESCALED_DEVICE void add_centered(const T (&u)[kTiles][4], const T (&b)[kTiles][
   r.eb += eb, r.ee += ee;
 }
 
+// The sums of whole rows; where several warps share the columns, of what all of them have found, in their order:
+// against the largest reference, around the prediction of the one that had most of b^2.
+template <class W, class T>
+RESCALED_DEVICE void join_rows(const W& walk, Online<T> (&rows)[2]) {
+  constexpr int kCount = 7;
+  T mine[2 * kCount];
+  RESCALED_UNROLL for (int h = 0; h < 2; ++h) {
+    Online<T>& r = rows[h];
+    r.sum = row_sum(r.sum), r.bb = row_sum(r.bb), r.eb = row_sum(r.eb), r.ee = row_sum(r.ee);
+    r.largest = row_max(r.largest);
+    const T numbers[kCount] = {r.reference, r.sum, r.largest, r.predicted, r.bb, r.eb, r.ee};
+    RESCALED_UNROLL for (int i = 0; i < kCount; ++i) mine[kCount * h + i] = numbers[i];
+  }
+  if (walk.plan.column_warps == 1) return;
+  walk.share(mine);
+  RESCALED_UNROLL for (int h = 0; h < 2; ++h) {
+    const auto number = [&](int w, int i) { return walk.shared_number(w, kCount * h + i); };
+    Online<T> all;
+    int best = 0;
+    RESCALED_ROLLED for (int w = 0; w < walk.plan.column_warps; ++w) {
+      all.reference = greater(all.reference, number(w, 0)), all.largest = greater(all.largest, number(w, 2));
+      if (number(w, 4) > number(best, 4)) best = w;
+    }
+    const auto factor_of = [&](int w) {
+      return all.reference > -infinity<T>() ? cuda::exp2_vector<T>(number(w, 0) - all.reference) : T(1);
+    };
+    all.predicted = number(best, 3) * factor_of(best);
+    RESCALED_ROLLED for (int w = 0; w < walk.plan.column_warps; ++w) {
+      const T factor = factor_of(w), step = all.predicted - number(w, 3) * factor, bb = number(w, 4),
+              eb = number(w, 5) * factor;
+      all.sum += number(w, 1) * factor, all.bb += bb, all.eb += eb - step * bb;
+      all.ee += number(w, 6) * factor * factor - step * (eb + eb - step * bb);
+    }
+    rows[h] = all;
+  }
+  block_barrier();
+}
+
 // Whether a sparse row's indices are in order and within the map, by the 4 lanes that share it.
 RESCALED_DEVICE bool is_sparse_row(const MatrixRegressionParameters& p, const MapProblem& problem, int row) {
   if (p.source != Target::sparse || row >= p.scores.queries) return true;
@@ -103,13 +141,14 @@ __global__ void __launch_bounds__(128, 3)
       }
     });
   });
+  join_rows(walk, rows);
   T loss[2] = {}, beta[2] = {}, square[2] = {};
   RESCALED_UNROLL for (int h = 0; h < 2; ++h) {
     Online<T>& r = rows[h];
-    T sum = row_sum(r.sum);
+    T sum = r.sum;
     const bool empty = r.reference == -infinity<T>() && sum == T(0);  // not so if a score was not a number
     if (plain) {  // b stands beside u: the reference must not be far below it
-      const T least = ceil(log2(row_max(r.largest)));
+      const T least = ceil(log2(r.largest));
       if (!empty && least > r.reference) sum *= cuda::exp2_vector<T>(r.reference - least), r.reference = least;
     }
     if (empty) r.reference = T(0), sum = T(1);
@@ -118,7 +157,7 @@ __global__ void __launch_bounds__(128, 3)
     numbers[h].teacher_reference = teacher[0], numbers[h].teacher_inverse = teacher[1];
     rows[h].sum = sum;
     if (twice) continue;
-    const T bb = row_sum(r.bb), eb = row_sum(r.eb), ee = row_sum(r.ee), predicted = r.predicted, rest = sum - predicted;
+    const T bb = r.bb, eb = r.eb, ee = r.ee, predicted = r.predicted, rest = sum - predicted;
     if (empty) continue;
     const T factor = rescaled ? T(1) : numbers[h].factor * numbers[h].factor;
     const T cc = ee - rest * (eb + eb - rest * bb);  // docs/math.md (11) for one row
@@ -141,14 +180,19 @@ __global__ void __launch_bounds__(128, 3)
         if (!plain) beta[h] += sums[h][1], square[h] += sums[h][2];
       }
     });
-    RESCALED_UNROLL for (int h = 0; h < 2; ++h) loss[h] = row_sum(loss[h]), beta[h] = row_sum(beta[h]),
-                                                square[h] = row_sum(square[h]);
+    T sums[6];
+    RESCALED_UNROLL for (int h = 0; h < 2; ++h) {
+      sums[3 * h] = row_sum(loss[h]), sums[3 * h + 1] = row_sum(beta[h]), sums[3 * h + 2] = row_sum(square[h]);
+    }
+    walk.join(sums);
+    RESCALED_UNROLL for (int h = 0; h < 2; ++h) loss[h] = sums[3 * h], beta[h] = sums[3 * h + 1],
+                                                square[h] = sums[3 * h + 2];
   }
   const OutputView out = matrix(p.statistics, p.scores, walk.batch);
   RESCALED_UNROLL for (int h = 0; h < 2; ++h) {
     const int row = walk.row(2 * h);
     const T wrong = row_sum(is_sparse_row(p, walk.problem, row) ? T(0) : T(1));
-    if (walk.t != 0 || row >= walk.row_count) continue;
+    if (walk.t != 0 || walk.column_warp != 0 || row >= walk.row_count) continue;
     const auto put = [&](int64_t i, T x) {
       static_cast<T*>(out.data)[row * out.row + i * out.column] = wrong > T(0) ? static_cast<T>(NAN) : x;
     };

@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(128, 2)
                                     saved_numbers<T>(p, walk.problem, walk.row(2))};
   const bool rescaled = p.form == Form::rescaled;
   typename W::Outputs out = {};
-  T loss[2] = {}, sum[2] = {}, inner[2] = {};
+  T sums[6] = {};  // of both rows: of the loss, of the sum, inner
   const auto number = [&](int, int x) -> const RowNumbers<T>& { return numbers[x / 2]; };
   walk.each_tile([&](int first, int stage) {
     typename W::Tile s, b, along;
@@ -47,7 +47,8 @@ __global__ void __launch_bounds__(128, 2)
       }
     });
     if constexpr (kIsNumbers) {
-      RESCALED_UNROLL for (int h = 0; h < 2; ++h) loss[h] += tile[h][0], sum[h] += tile[h][1], inner[h] += tile[h][2];
+      RESCALED_UNROLL for (int h = 0; h < 2; ++h) RESCALED_UNROLL for (int i = 0; i < 3; ++i) sums[3 * h + i] +=
+          tile[h][i];
     } else {
       walk.accumulate(out, s, 0, first, stage);
       walk.accumulate(out, along, 1, first, stage);
@@ -57,15 +58,17 @@ __global__ void __launch_bounds__(128, 2)
     walk.store(out, p.rows);
     return;
   }
+  walk.join(sums);
   using Number = MatrixRegressionTangents;
   const OutputView to = matrix(p.tangents, p.scores, walk.batch);
   RESCALED_UNROLL for (int h = 0; h < 2; ++h) {
     const RowNumbers<T>& n = numbers[h];
     const int row = walk.row(2 * h);
     const T plain = p.form == Form::plain ? T(0) : T(1);
-    const T of_sum = row_sum(sum[h]) * plain, of_beta = row_sum(inner[h]) * plain, of_loss = row_sum(loss[h]);
+    const T of_loss = row_sum(sums[3 * h]), of_sum = row_sum(sums[3 * h + 1]) * plain,
+            of_beta = row_sum(sums[3 * h + 2]) * plain;
     const T square = p.form == Form::normalized ? n.beta + n.square : n.square;
-    if (walk.t != 0 || row >= walk.row_count) continue;
+    if (walk.t != 0 || walk.column_warp != 0 || row >= walk.row_count) continue;
     T* const at_row = static_cast<T*>(to.data) + row * to.row;
     at_row[Number::loss * to.column] = n.half * of_loss * n.half;
     at_row[Number::sum * to.column] = of_sum;

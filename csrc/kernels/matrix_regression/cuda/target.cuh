@@ -31,7 +31,7 @@ RESCALED_DEVICE int64_t first_at_least(const InputView& columns, Components c, i
 template <class W, class T>
 RESCALED_DEVICE void scatter(const W& walk, int first, T* to) {
   constexpr int ld = W::kColumns + 1;
-  const int lane = thread_index() % 32, first_row = walk.first_row + walk.warp * kWarpRows;
+  const int lane = thread_index() % 32, first_row = walk.first_row + walk.row_warp * kWarpRows;
   RESCALED_ROLLED for (int i = lane; i < kWarpRows * ld; i += 32) to[i] = T(0);
   warp_barrier();
   const int map_row = W::kByColumns ? first + lane : first_row + lane, rows = W::kByColumns ? W::kColumns : kWarpRows;
@@ -82,7 +82,7 @@ RESCALED_DEVICE void fetch_target(const W& walk, T (&b)[W::kTiles][4], int first
       }
     });
   } else if (p.source == Target::sparse) {
-    T* const components = walk.shared + walk.layout.components + walk.warp * kWarpRows * (W::kColumns + 1);
+    T* const components = walk.shared + walk.layout.components + thread_index() / 32 * kWarpRows * (W::kColumns + 1);
     scatter(walk, first, components);
     RESCALED_UNROLL for (int j = 0; j < W::kTiles; ++j) RESCALED_UNROLL for (int x = 0; x < 4; ++x) b[j][x] =
         components[(walk.g + x / 2 * 8) * (W::kColumns + 1) + walk.column(0, j, x)];
