@@ -144,6 +144,7 @@ def test_the_build_reads_the_record(runs, expected, tmp_path):
         "attention/view.h",
         "matrix_regression/parameters.h",
         "regression/parameters.h",
+        "regression/sums.h",
     ):
         file = tmp_path / "csrc" / "kernels" / name
         file.parent.mkdir(exist_ok=True)
