@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from report_gpu import gpu_markdown, matrix_regression_gpu_markdown, regression_gpu_markdown
+from report_tables import NAMES, OURS, markdown_table, replaced
+
 HERE = Path(__file__).resolve().parent
-OURS = "torch_rescaled"
 # Softmax attention over [K; -K] is cosh or signed attention; sinh is signed attention divided by its balance.
 PEER_COMPUTES = {
     "exp": "",
@@ -21,13 +23,6 @@ PEER_COMPUTES = {
     "signed": ", doubled keys",
     "sinh": ", doubled keys, not divided by the balance",
 }
-NAMES = {"forward": "forward", "backward": "backward", "jvp": "JVP", "double_backward": "double backward"}
-
-
-def markdown_table(rows: list[list[str]]) -> str:
-    """The first row is the header."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
 def peer_of(entry: dict[str, Any]) -> str:
@@ -255,28 +250,6 @@ def map_solvers_markdown(result: dict[str, Any]) -> str:
     return "\n\n".join([text, markdown_table(rows)])
 
 
-def gpu_markdown(result: dict[str, Any]) -> str:
-    """Rates, and times of the peers over ours; a row for each piece, kind and mask, a column for each size."""
-    sizes = list(dict.fromkeys((entry["head_size"], entry["length"]) for entry in result["timings"]))
-    peers = list(dict.fromkeys(peer for entry in result["timings"] for peer in entry["ratios"]))
-    cells: dict[tuple[Any, ...], dict[tuple[int, int], str]] = {}
-    for entry in result["timings"]:
-        rate = f"{entry['contestants'][OURS]['tflops']:.0f}"
-        ratios = [f"{entry['ratios'][peer]:.2f}" if peer in entry["ratios"] else "-" for peer in peers]
-        row = cells.setdefault((entry["piece"], entry["kind"], entry["is_causal"]), {})
-        row[entry["head_size"], entry["length"]] = f"{rate} ({', '.join(ratios)})" if entry["ratios"] else rate
-    rows = [["", *(f"D {head_size}, N {length}" for head_size, length in sizes)]]
-    for (piece, kind, is_causal), row in cells.items():
-        name = ", ".join(filter(None, [NAMES[piece], kind, "causal" if is_causal else ""]))
-        rows.append([name, *(row.get(size, "") for size in sizes)])
-    text = f"{result['gpu']}, torch {result['torch']}, commit {result['commit']}, {result['date']}; a matrix product "
-    text += (
-        f"of 8192 reaches {result['matmul_tflops']:.0f} TFLOP/s there. bfloat16, B·H N = 65536: TFLOP/s on the standard count of "
-    )
-    text += f"operations, and in brackets the time of {', '.join(peers)} over ours:"
-    return f"{text}\n\n{markdown_table(rows)}"
-
-
 def best_runs(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of every optimizer and number of steps, in their order, that with the lowest loss at the end."""
     best: dict[tuple[str, int], dict[str, Any]] = {}
@@ -301,19 +274,11 @@ def optimizers_markdown(result: dict[str, Any]) -> str:
     )
 
 
-def replaced(page: str, benchmark: str, content: str) -> str:
-    """The page with `content` between the benchmark's markers."""
-    begin, end = f"<!-- benchmarks:{benchmark} -->", f"<!-- /benchmarks:{benchmark} -->"
-    head, found, rest = page.partition(begin)
-    _, ended, tail = rest.partition(end)
-    if not found or not ended:
-        raise SystemExit(f"expected the markers {begin} and {end} in the page")
-    return f"{head}{begin}\n{content}\n{end}{tail}"
-
-
 RENDERERS = {
     "attention": markdown,
     "attention_gpu": gpu_markdown,
+    "matrix_regression_gpu": matrix_regression_gpu_markdown,
+    "regression_gpu": regression_gpu_markdown,
     "attention_shapes": shapes_markdown,
     "attention_types": types_markdown,
     "loss": loss_markdown,
@@ -333,6 +298,8 @@ PAGES = {
     "curvature_cpu.json": "docs/optim.md",
     "map_solvers_cpu.json": "docs/matrix_regression.md",
     "matrix_regression_cpu.json": "docs/matrix_regression.md",
+    "matrix_regression_gpu.json": "docs/matrix_regression.md",
+    "regression_gpu.json": "docs/regression.md",
     "optimizers_cpu.json": "docs/optim.md",
 }
 
