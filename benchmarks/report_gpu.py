@@ -51,11 +51,11 @@ def regression_gpu_markdown(result: dict[str, Any]) -> str:
     first = result["solves"][0]
     return "\n\n".join(
         [
-            f"{on_gpu(result)}; a copy moves {result['copy_gb_s']:.0f} GB/s there. Milliseconds, and in brackets the bytes that must "
-            "move over that rate:",
+            f"{on_gpu(result)}; a copy moves {result['copy_gb_s']:.0f} GB/s there. Milliseconds, and in brackets the bytes that "
+            "must move over that rate:",
             markdown_table(rows),
-            f"Solves of the normalized form at n {first['n']:.0e}, d {first['d']}, {first['dtype']}, wall-clock; L-BFGS stops within "
-            "1e-6 of the solver's loss, or when its time is over:",
+            f"Solves of the normalized form at n {first['n']:.0e}, d {first['d']}, {first['dtype']}, wall-clock; L-BFGS stops "
+            "within 1e-6 of the solver's loss, or when its time is over:",
             markdown_table(solves),
         ]
     )

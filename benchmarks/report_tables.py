@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the reports' tables are made of."""
 
-from typing import Any
-
 OURS = "torch_rescaled"
 NAMES = {"forward": "forward", "backward": "backward", "jvp": "JVP", "double_backward": "double backward"}
 
