@@ -25,8 +25,9 @@ def _check(op: str, tensors: dict[str, Tensor | None]) -> None:
 def _for_maps(options: dict[str, Any]) -> dict[str, Any]:
     options = dict(options)
     group = options.pop("group")
-    if options["cg_iterations"] is None:
-        del options["cg_iterations"]
+    for name in ("cg_iterations", "max_iterations"):
+        if options[name] is None:
+            del options[name]
     return {"group": None if group is None else group.group_name, **options}
 
 

@@ -16,6 +16,8 @@
 #include <cmath>
 #include <limits>
 
+#include "map_start.h"
+
 namespace torch_rescaled::solvers {
 
 using namespace rescaled::ops;
@@ -26,6 +28,7 @@ constexpr int64_t kJacobian = 1 << 25;  // elements of the rows' Jacobians that 
 constexpr int64_t kPairs = 1 << 22;     // elements of pairs of columns formed at a time
 constexpr int64_t kWidest = 128;        // columns of the output for which Jacobians of all rows pay,
 constexpr int64_t kLongest = 4;         // and keys, in columns of A2 or the output: few are passed over as fast
+constexpr int kProbes = 2;              // of the rough metric: 4 saved no step, 1 took a tenth more
 constexpr int64_t kSampled = 2048;      // rows that the metric rests on at least, where not all have one
 
 Tensor flat(const Tensor& t) { return t.flatten(0, -2); }
@@ -100,7 +103,6 @@ class AttentionPlace : public Place {
 
   Tensor gradient() override {
     if (gradient_.defined()) return gradient_;
-    curve(full_);
     Tensor g = gathered(residual_);
     if (penalty().there()) g = g + penalty().weight(log_scale) * penalty().product(X_);
     gradient_ = with_outputs(g, residual_);
@@ -129,15 +131,37 @@ class AttentionPlace : public Place {
   // sum_i a_i a_i^T kron J_i^T J_i as the matrix regression's.
   std::vector<KroneckerBlock> blocks() override {
     const AttentionData& x = of_.data_;
+    curve(full_);
     const Tensor A1 = x.A1.slice(1, 0, x.A1.size(1), stride_), J = jacobian_.to(at::kDouble);
     const Tensor weights = J.square().sum({-1, -2}), a = flat(A1.to(at::kDouble));
-    const Tensor left = at::matmul(a.mT(), weights.flatten().unsqueeze(-1) * a),
-                 right = at::matmul(flat(J).mT(), flat(J));
+    const Tensor left = at::matmul(a.mT(), weights.flatten().unsqueeze(-1) * a);
+    return blocks_of(left, at::matmul(flat(J).mT(), flat(J)),
+                     static_cast<double>(A1.size(1)) / static_cast<double>(std::max<int64_t>(x.A1.size(1), 1)));
+  }
+
+  // From J_i^T e for signs e, whose e e^T is the identity on average.
+  std::vector<KroneckerBlock> rough_blocks() override {
+    const Tensor a = flat(of_.data_.A1.to(at::kDouble));
+    Tensor left, right;
+    for (int i = 0; i < kProbes; ++i) {
+      const Tensor signs = scattered(residual_.numel(), i * residual_.numel()).sign().view(residual_.sizes());
+      const Tensor rows = flat(cotangent(signs.to(residual_.options()))).to(at::kDouble);
+      const Tensor one = at::matmul(a.mT(), rows.square().sum(-1, /*keepdim=*/true) * a) / kProbes,
+                   other = at::matmul(rows.mT(), rows) / kProbes;
+      left = i == 0 ? one : left + one, right = i == 0 ? other : right + other;
+    }
+    return blocks_of(left, right, 1);
+  }
+
+ private:
+  const Penalty& penalty() const { return of_.penalty_; }
+  // From sums over a `share` of the rows.
+  std::vector<KroneckerBlock> blocks_of(const Tensor& left, const Tensor& right, double share) const {
+    const AttentionData& x = of_.data_;
     const Tensor sums = wide(x.group.sum(at::cat({left.flatten(), right.flatten()})));
     const int64_t d1 = X_.size(0), d2 = X_.size(1);
     Tensor by_key = sums.slice(0, d1 * d1).view({d2, d2});
-    const double trace = by_key.trace().item<double>(),
-                 share = static_cast<double>(A1.size(1)) / static_cast<double>(std::max<int64_t>(x.A1.size(1), 1));
+    const double trace = by_key.trace().item<double>();
     if (trace > 0) by_key = by_key / (trace * share);
     std::vector<KroneckerBlock> out = {{sums.slice(0, 0, d1 * d1).view({d1, d1}), by_key, of_.grams_.left,
                                         of_.grams_.right, penalty().weight(log_scale)}};
@@ -147,9 +171,6 @@ class AttentionPlace : public Place {
     }
     return out;
   }
-
- private:
-  const Penalty& penalty() const { return of_.penalty_; }
   Tensor with_outputs(const Tensor& map, const Tensor& cotangent) const {
     if (!of_.data_.joint) return map.flatten();
     const Tensor by_output = wide(of_.data_.group.sum(at::matmul(flat(features_).mT(), flat(cotangent))));
