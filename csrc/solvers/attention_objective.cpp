@@ -37,6 +37,10 @@ Tensor row_dot(const Tensor& a, const Tensor& b) { return (a * b).sum(-1); }
 
 }  // namespace
 
+bool keeps_jacobians(int64_t rows, int64_t keys, int64_t columns, int64_t outputs) {
+  return outputs <= kWidest && rows * outputs * columns <= kJacobian && keys >= kLongest * std::max(columns, outputs);
+}
+
 // The residual R = F Y - T of every row, from the core's output W, balance rho and log-normalizer l:
 //   normalized  F = W / rho,        T = B
 //   signed      F = W,              T = B
@@ -93,8 +97,7 @@ class AttentionPlace : public Place {
     full_ = full;
     if (jacobian_.defined()) return;
     const int64_t rows = x.A1.size(0) * x.A1.size(1), outputs = x.B.size(-1), d2 = x.A2.size(-1);
-    all_rows_ =
-        outputs <= kWidest && rows * outputs * d2 <= kJacobian && x.A2.size(1) >= kLongest * std::max(d2, outputs);
+    all_rows_ = keeps_jacobians(rows, x.A2.size(1), d2, outputs);
     const int64_t wanted = std::max(kSampled, 4 * x.A1.size(-1));
     const int64_t some = std::max<int64_t>(std::min(wanted, kJacobian / std::max<int64_t>(outputs * d2, 1)), 1);
     stride_ = all_rows_ ? 1 : std::clamp<int64_t>(rows / some, 1, std::max<int64_t>(x.A1.size(1), 1));

@@ -5,6 +5,7 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "../ops/batch.h"
@@ -20,6 +21,11 @@ using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 constexpr int64_t kSmallMap = 1 << 16;  // elements of maps that are solved side by side
 
 bool is_lbfgs(c10::string_view method) { return method == "lbfgs" || method == "lbfgs_joint"; }
+// Passes over the map are what products cost, and gradients cost fewer; all processes of a group choose alike.
+c10::string_view choice(const Tensor& A1, const Tensor& A2, const Tensor& B, int64_t samples, bool grouped) {
+  const int64_t rows = grouped ? 1 : samples * A1.size(-2);
+  return keeps_jacobians(rows, A2.size(-2), A2.size(-1), B.size(-1)) ? "projection" : "lbfgs";
+}
 bool is_joint(c10::string_view method) { return method == "joint" || method == "lbfgs_joint"; }
 
 void check(const char* op, const Tensor& A1, const Tensor& A2, const Tensor& A3, const Tensor& B, const Tensor& X0,
@@ -188,17 +194,22 @@ Seven solve_attention_regression(const Tensor& A1, const Tensor& A2, const Tenso
     check_leading(op, name, t, 2, sizes);
   const auto aligned = [&](const Tensor& t) { return with_rank(t, static_cast<int64_t>(full.size()) + 2); };
   const double tolerance = ftol.value_or(default_ftol(accumulation_type(A1)));
-  const int64_t limit = max_iterations.value_or(default_iterations(method)), most = chunk.value_or(limit + 1);
+  int64_t samples = 1;
+  for (size_t i = full.size() - static_cast<size_t>(std::clamp<int64_t>(sample_dims, 0, full.size())); i < full.size();
+       ++i)
+    samples *= full[i];
+  const c10::string_view chosen = method == "auto" ? choice(A1, A2, B, samples, group.has_value()) : method;
+  const int64_t limit = max_iterations.value_or(default_iterations(chosen)), most = chunk.value_or(limit + 1);
   const MaybeTensor mask = maybe(aligned(defined_or(attn_mask)));
   check_map_options(op, full, A1.size(-1), A2.size(-1), X0, mask, state, is_causal, regularization, kind, form, rank,
-                    sample_dims, method, limit, cg_iterations, gtol, tolerance, xtol, damping, group, most);
+                    sample_dims, chosen, limit, cg_iterations, gtol, tolerance, xtol, damping, group, most);
   const std::vector<int64_t> problems(full.begin(), full.end() - sample_dims);
   if (X0.has_value()) check_leading(op, "X0", *X0, 2, {problems.begin(), problems.end()});
   const MaybeTensor start = maybe(with_rank(defined_or(X0), static_cast<int64_t>(problems.size()) + 2)),
                     from = maybe(with_rank(defined_or(state), static_cast<int64_t>(problems.size()) + 1));
   static const auto run = handle<AttentionSolve>("torch_rescaled::_solve_attention_regression");
   return run.call(aligned(A1), aligned(A2), aligned(A3), aligned(B), start, mask, from, is_causal, regularization, kind,
-                  form, rank, sample_dims, method, limit, cg_iterations, gtol, tolerance, xtol, damping, group, most);
+                  form, rank, sample_dims, chosen, limit, cg_iterations, gtol, tolerance, xtol, damping, group, most);
 }
 
 }  // namespace

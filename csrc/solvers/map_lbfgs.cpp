@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // A step of L-BFGS around the metric of a point a few steps back: loss and gradient, no products.
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/dot.h>
 
 #include <algorithm>
 #include <cmath>
@@ -11,8 +10,10 @@
 namespace torch_rescaled::solvers {
 namespace {
 
-constexpr double kRefresh = 20;  // steps after which the metric is of here again: 10 and 40 took as long or longer
+constexpr int64_t kRefresh = 20;  // steps after which the metric is of here again: 10 took as long, never up to twice
 constexpr int kTries = 8;
+// Of a step without pairs, which rests on the metric alone: one of 2.4 has ended where softmax no longer moves.
+constexpr double kFirstReach = 1, kFirstShare = .1;
 constexpr double kShortest = .1, kLongest = .5;  // of a step that did not gain, the next
 
 }  // namespace
@@ -82,7 +83,9 @@ void MapSolver::memory_iteration(std::vector<Tensor>& history) {
              no_move = reach <= std::max(options_.xtol, 8 * epsilon_) * (1 + objective().logits(state_.unknowns));
   const bool last = nothing || no_move;
   if (!last && promised < 10 * rounding) return leave_memory();  // losses say nothing any more, products do
-  double factor = reach > kMapReach ? kMapReach / reach : 1;
+  const bool alone = state_.pairs.count == 0;
+  const double most = alone ? kFirstReach : kMapReach, share = alone ? kFirstShare : kMapArmijo;
+  double factor = reach > most ? most / reach : 1;
   std::unique_ptr<Place> next = evaluate(state_.unknowns + factor * step);
   double found = gain(*next);
   if (last) {  // taken unless the loss, which it hardly moves, says otherwise
@@ -92,14 +95,14 @@ void MapSolver::memory_iteration(std::vector<Tensor>& history) {
     return converged(nothing ? Status::loss : Status::step);
   }
   // By the parabola through the loss and slope here and the loss there.
-  for (int i = 0; i < kTries && !(found > kMapArmijo * factor * promised); ++i) {
+  for (int i = 0; i < kTries && !(found > share * factor * promised); ++i) {
     const double least = .5 * factor * promised / (promised - found / factor);
     factor = std::clamp(std::isfinite(least) ? least : 0, kShortest * factor, kLongest * factor);
     next = evaluate(state_.unknowns + factor * step);
     found = gain(*next);
   }
-  if (!(found > kMapArmijo * factor * promised)) {
-    if (state_.pairs.count == 0) return leave_memory();
+  if (!(found > share * factor * promised)) {
+    if (alone) return leave_memory();
     record(history, 0, 0, kModelOfMemory);
     return forget();
   }
