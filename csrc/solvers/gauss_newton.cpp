@@ -60,10 +60,8 @@ void MapSolver::run(int64_t chunk, std::vector<Tensor>& history) {
   for (; chunk > 0 && running(); --chunk) {
     if (state_[S::iterations] >= static_cast<double>(options_.max_iterations)) finish(Status::max_iterations);
     if (!running()) break;
-    if (options_.lbfgs && state_[S::exact] == 0)
-      memory_iteration(history);
-    else
-      iterate(history);
+    if (options_.lbfgs && state_[S::exact] == 0 && memory_iteration(history)) continue;
+    iterate(history);
   }
 }
 

@@ -51,11 +51,17 @@ void MapSolver::forget() {
 
 void MapSolver::leave_memory() {
   forget();
-  state_[S::exact] = 1, state_[S::iterations] -= 1;
+  place_ = nullptr;  // whose gradient is not formed as Gauss-Newton's: the steps would depend on where a caller stopped
+  state_[S::exact] = 1;
 }
 
-void MapSolver::memory_iteration(std::vector<Tensor>& history) {
+bool MapSolver::memory_iteration(std::vector<Tensor>& history) {
   state_[S::iterations] += 1;
+  const auto left_to_newton = [&] {
+    state_[S::iterations] -= 1;
+    leave_memory();
+    return false;
+  };
   Place& here = place();
   Tensor gradient;
   double unit = 1, size = 0;
@@ -69,20 +75,22 @@ void MapSolver::memory_iteration(std::vector<Tensor>& history) {
   }
   if (!std::isfinite(state_[S::gradient])) {
     record(history, 0, 0, kModelOfMemory);
-    return finish(Status::non_finite);
+    finish(Status::non_finite);
+    return true;
   }
   if (size == 0 || state_[S::gradient] <= options_.gtol) {
     record(history, 0, 0, kModelOfMemory);
-    return converged(Status::gradient);
+    converged(Status::gradient);
+    return true;
   }
   const Tensor step = memory_step(gradient);
   const double slope = inner_product(gradient, step) / unit, promised = -slope;
-  if (!(promised > 0) || !std::isfinite(promised)) return leave_memory();
+  if (!(promised > 0) || !std::isfinite(promised)) return left_to_newton();
   const double reach = objective().change(state_.unknowns, step), rounding = noise();
   const bool nothing = gains_nothing(promised),
              no_move = reach <= std::max(options_.xtol, 8 * epsilon_) * (1 + objective().logits(state_.unknowns));
   const bool last = nothing || no_move;
-  if (!last && promised < 10 * rounding) return leave_memory();  // losses say nothing any more, products do
+  if (!last && promised < 10 * rounding) return left_to_newton();  // losses say nothing any more, products do
   const bool alone = state_.pairs.count == 0;
   const double most = alone ? kFirstReach : kMapReach, share = alone ? kFirstShare : kMapArmijo;
   double factor = reach > most ? most / reach : 1;
@@ -92,7 +100,8 @@ void MapSolver::memory_iteration(std::vector<Tensor>& history) {
     const bool taken = found >= -rounding;
     if (taken) state_.unknowns = state_.unknowns + factor * step, place_ = std::move(next);
     record(history, factor * reach, taken ? factor : 0, kModelOfMemory);
-    return converged(nothing ? Status::loss : Status::step);
+    converged(nothing ? Status::loss : Status::step);
+    return true;
   }
   // By the parabola through the loss and slope here and the loss there.
   for (int i = 0; i < kTries && !(found > share * factor * promised); ++i) {
@@ -102,9 +111,10 @@ void MapSolver::memory_iteration(std::vector<Tensor>& history) {
     found = gain(*next);
   }
   if (!(found > share * factor * promised)) {
-    if (alone) return leave_memory();
+    if (alone) return left_to_newton();
     record(history, 0, 0, kModelOfMemory);
-    return forget();
+    forget();
+    return true;
   }
   const double before = log_loss();
   const Tensor old = state_.unknowns;
@@ -114,11 +124,9 @@ void MapSolver::memory_iteration(std::vector<Tensor>& history) {
   const double new_unit = std::exp(std::min(place().log_scale - state_[S::unit], 700.));
   state_.pairs.add(state_.unknowns - old, place().gradient() * new_unit - gradient);
   state_[S::since] += 1;
-  if (is_flat(before, std::max(options_.ftol, epsilon_))) {  // it promises more than it keeps
-    forget();
-    state_[S::exact] = 1;
-  }
+  if (is_flat(before, std::max(options_.ftol, epsilon_))) leave_memory();  // it promises more than it keeps
   watch_sum();
+  return true;
 }
 
 }  // namespace torch_rescaled::solvers

@@ -52,8 +52,8 @@ class MapSolver {
   void search(const MapStep& found, std::vector<Tensor>& history);
 
   // L-BFGS.
-  void memory_iteration(std::vector<Tensor>& history);
-  void settle_metric();  // of the state's point, or a new one from here
+  bool memory_iteration(std::vector<Tensor>& history);  // false: Gauss-Newton's steps from here
+  void settle_metric();                                 // of the state's point, or a new one from here
   Tensor memory_step(const Tensor& gradient) const;
   void leave_memory();  // for Gauss-Newton's steps
   void forget();
