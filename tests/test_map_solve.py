@@ -331,6 +331,7 @@ def test_verbose_and_plot(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == solution.number("iterations") + 1 and "products" in lines[0] and "converged" in lines[-1]
     assert solution.plot().get_xlabel() == "products"
+    assert solve(solution.problem, method="lbfgs").plot().get_xlabel() == "iteration"
     pyplot.close("all")
 
 

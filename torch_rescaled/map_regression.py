@@ -164,7 +164,7 @@ class MapSolution(Report):
     problem: MatrixRegression | AttentionRegression
 
     #: ``gradient``: in the metric of the curvature, over the root of twice the loss; ``evaluations`` of the loss; ``products``
-    #: of the curvature, by conjugate gradients.
+    #: of the curvature, by conjugate gradients: L-BFGS has none.
     names: ClassVar[tuple[str, ...]] = ("status", "log_loss", "gradient", "iterations", "evaluations", "products", "seconds")
     #: ``step``: root of the mean square of the logits' change before the ``factor``; the others as in :class:`Solution`.
     columns: ClassVar[tuple[str, ...]] = (

@@ -133,9 +133,11 @@ def solve(
             ``"auto"``: L-BFGS where a Gram, measured on a part of A, costs more than a read; the choice depends on the machine's
             speed, ``Solution.method`` says it and why. Of a MatrixRegression: ``"newton"``, the Hessian formed; ``"cg"``, its
             products alone; ``"lbfgs"``, limited-memory BFGS in the metric of the curvature, and Newton steps where rounding ends
-            its progress; ``"auto"``: the first up to 256 unknowns without a rank, else the second. Of an AttentionRegression:
-            ``"projection"`` (also ``"auto"``), X with the best Y for it, or ``"joint"``, X and Y, by products; ``"lbfgs"`` and
-            ``"lbfgs_joint"``, the same by L-BFGS.
+            its progress; ``"auto"``: the first up to 256 unknowns without a rank, else the second for the plain form and the
+            third for the others. Of an AttentionRegression: ``"projection"``, X with the best Y for it, or ``"joint"``, X and Y,
+            by products; ``"lbfgs"`` and ``"lbfgs_joint"``, the same by L-BFGS; ``"auto"``: ``"projection"`` where the keys are at
+            least four times as many as the columns of A2 and of B, and Jacobians of all rows are kept (``docs/solver.md``), else
+            ``"lbfgs"``.
         gtol: stop when every entry of the gradient is at most this fraction of the root of the sum of squares of its terms (a term
             counts with the absolute values it is the difference of); rounding (3 eps) stops in any case. Of a map: the gradient's
             size in the metric of the curvature, over the root of twice the loss.
