@@ -13,6 +13,7 @@ from torch.func import grad, hessian, vmap
 
 from torch_rescaled import AttentionRegression, MatrixRegression, SolveError, Status, solve
 
+
 def by_memory(solution):
     return (solution.history[:, solution.columns.index("model")] == 2).any()
 
