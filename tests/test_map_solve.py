@@ -11,7 +11,7 @@ from map_problems import F64, PHI, attention, attention_loss, distance, planted,
 from torch.autograd import gradcheck
 from torch.func import grad, hessian, vmap
 
-from torch_rescaled import AttentionRegression, MatrixRegression, SolveError, Status, solve
+from torch_rescaled import AttentionRegression, MapSolution, MatrixRegression, SolveError, Status, solve
 
 
 def by_memory(solution):
@@ -279,6 +279,19 @@ def test_derivative_of_an_attention_solution(kind, form, rank):
         return s.X, s.Y
 
     assert gradcheck(f, leaves, eps=1e-4, atol=3e-4, rtol=1e-2, fast_mode=True, check_forward_ad=True)
+
+
+def test_what_auto_takes_and_what_ends_it():
+    A1, X, A2, B = planted(noise=0.02)
+    A3, out = randn(50, 4), randn(60, 3)
+    few, plain, rank = (MatrixRegression(A1, A2, B, **o) for o in ({}, {"form": "plain", "rank": 2}, {"rank": 2}))
+    for problem, expected in ((few, False), (plain, False), (rank, True), (AttentionRegression(A1, A2, A3, out), False)):
+        assert by_memory(solve(problem, X, max_iterations=3)) == expected
+    assert by_memory(solve(AttentionRegression(A1, A2[:19], A3[:19], out), X, max_iterations=3))  # few keys
+    column = MapSolution.columns.index("model")
+    exact = solve(few, X, method="lbfgs", ftol=0.0)
+    assert exact.history[0, column] == 2 and exact.history[-1, column] != 2
+    torch.testing.assert_close(exact.X, solve(few, X, ftol=0.0).X, rtol=1e-10, atol=1e-10)
 
 
 def test_vmap():
