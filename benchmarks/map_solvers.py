@@ -134,9 +134,9 @@ def ours(problem: Problem, X0: Tensor, method: str, repeats: int) -> Curve:
 def race(name: str, case: tuple[Problem, Tensor, Task], repeats: int, times_ours: float, most: float) -> dict[str, Any]:
     problem, X0, task = case
     if isinstance(problem, AttentionRegression):
-        methods = ("projection", "joint")
+        methods = ("lbfgs", "projection", "lbfgs_joint", "joint")
     else:
-        methods = ("newton", "cg") if problem.rank is None else ("cg",)
+        methods = ("lbfgs", "cg", "newton") if problem.rank is None else ("lbfgs", "cg")
     runs = {OURS: {method: ours(problem, X0, method, repeats) for method in methods}}
     limit = min(times_ours * min(curve.seconds[-1] for curve in runs[OURS].values()), most)
     runs |= run_peers(task, limit)

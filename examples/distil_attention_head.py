@@ -97,12 +97,12 @@ def fit_outputs(seen: Head, held_out: Head, kind: str, rank: int, iterations: in
 
 
 def show(students: list[Student]) -> None:
-    print(f"{'fitted':10}{'kind':8}{'rank':>5}{'error':>10}{'held out':>10}{'products':>10}{'seconds':>9}  ended")
+    print(f"{'fitted':10}{'kind':8}{'rank':>5}{'error':>10}{'held out':>10}{'steps':>10}{'seconds':>9}  ended")
     for s in students:
         work = ""
         if s.solution is not None:
-            products, seconds = s.solution.number("products").item(), s.solution.number("seconds").item()
-            work = f"{products:10.0f}{seconds:9.2f}  {s.solution.status.name}"
+            steps, seconds = s.solution.number("iterations").item(), s.solution.number("seconds").item()
+            work = f"{steps:10.0f}{seconds:9.2f}  {s.solution.status.name}"
         print(f"{s.name:10}{s.kind:8}{s.rank:5}{s.seen:10.4f}{s.held_out:10.4f}{work}")
 
 
@@ -165,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     print(f"layer {options.layer}, head {options.head}: {int(seen.mask.sum())} tokens seen, {int(held_out.mask.sum())} held out")
     ranks = [1, 4] if options.quick else [1, 2, 4, 8, 16, 24]
-    most, iterations = seen.query.shape[-1], 5 if options.quick else 25
+    most, iterations = seen.query.shape[-1], 20 if options.quick else 500
     students = fit_maps(seen, held_out, ranks)
     for kind in KINDS:
         few = [4] if options.quick or kind != "exp" else [1, 4, 16]

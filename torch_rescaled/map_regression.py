@@ -25,8 +25,9 @@ def _check(op: str, tensors: dict[str, Tensor | None]) -> None:
 def _for_maps(options: dict[str, Any]) -> dict[str, Any]:
     options = dict(options)
     group = options.pop("group")
-    if options["cg_iterations"] is None:
-        del options["cg_iterations"]
+    for name in ("cg_iterations", "max_iterations"):
+        if options[name] is None:
+            del options[name]
     return {"group": None if group is None else group.group_name, **options}
 
 
@@ -163,7 +164,7 @@ class MapSolution(Report):
     problem: MatrixRegression | AttentionRegression
 
     #: ``gradient``: in the metric of the curvature, over the root of twice the loss; ``evaluations`` of the loss; ``products``
-    #: of the curvature, by conjugate gradients.
+    #: of the curvature, by conjugate gradients: L-BFGS has none.
     names: ClassVar[tuple[str, ...]] = ("status", "log_loss", "gradient", "iterations", "evaluations", "products", "seconds")
     #: ``step``: root of the mean square of the logits' change before the ``factor``; the others as in :class:`Solution`.
     columns: ClassVar[tuple[str, ...]] = (

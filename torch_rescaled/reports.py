@@ -99,7 +99,9 @@ class Report:
             raise ValueError(f"torch_rescaled::plot: expected a single problem, got a batch of {len(self.statuses)}")
         from torch_rescaled._plot import plot_history  # needs matplotlib
 
-        return plot_history(dict(zip(self.columns, self.history.unbind(1), strict=True)), self.cost, self.status.value, axes)
+        column = dict(zip(self.columns, self.history.unbind(1), strict=True))
+        by_memory = self.cost == "products" and bool((column["model"] == 2).any())  # L-BFGS has no products
+        return plot_history(column, "iteration" if by_memory else self.cost, self.status.value, axes)
 
     def line(self, row: Tensor) -> str:
         """A line of the history as ``verbose`` prints it."""

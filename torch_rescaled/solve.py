@@ -56,6 +56,8 @@ class Regression:
         if x0 is not None:
             check_readable("solve_regression", "x0", x0)
         options = {"method": "auto", **options}
+        if options["max_iterations"] is None:
+            del options["max_iterations"]
         for name in ("cg_iterations", "group"):
             if options.pop(name) is not None:
                 raise ValueError(f"torch_rescaled::solve: expected no {name} with a Regression, which has no use for it, got one")
@@ -108,7 +110,7 @@ def solve(
     gtol: float = 0.0,
     ftol: float | None = None,
     xtol: float = 0.0,
-    max_iterations: int = 100,
+    max_iterations: int | None = None,
     damping: float | None = None,
     cg_iterations: int | None = None,
     group: Any = None,
@@ -129,15 +131,19 @@ def solve(
         method: ``"newton"``: a Hessian at every iteration, two reads of A and a Gram (product of d x d). ``"lbfgs"``: one Hessian,
             near the solution, and limited-memory BFGS around it, one read an iteration; Newton steps where that does not pay.
             ``"auto"``: L-BFGS where a Gram, measured on a part of A, costs more than a read; the choice depends on the machine's
-            speed, ``Solution.method`` says it and why. Of a MatrixRegression: ``"newton"``, the Hessian formed, or ``"cg"``, its
-            products alone; ``"auto"``: the first up to 256 unknowns without a rank. Of an AttentionRegression: ``"projection"``
-            (also ``"auto"``), X with the best Y for it, or ``"joint"``, X and Y.
+            speed, ``Solution.method`` says it and why. Of a MatrixRegression: ``"newton"``, the Hessian formed; ``"cg"``, its
+            products alone; ``"lbfgs"``, limited-memory BFGS in the metric of the curvature, and Newton steps where rounding ends
+            its progress; ``"auto"``: the first up to 256 unknowns without a rank, else the second for the plain form and the
+            third for the others. Of an AttentionRegression: ``"projection"``, X with the best Y for it, or ``"joint"``, X and Y,
+            by products; ``"lbfgs"`` and ``"lbfgs_joint"``, the same by L-BFGS; ``"auto"``: ``"projection"`` where the keys are at
+            least four times as many as the columns of A2 and of B, and Jacobians of all rows are kept (``docs/solver.md``), else
+            ``"lbfgs"``.
         gtol: stop when every entry of the gradient is at most this fraction of the root of the sum of squares of its terms (a term
             counts with the absolute values it is the difference of); rounding (3 eps) stops in any case. Of a map: the gradient's
             size in the metric of the curvature, over the root of twice the loss.
         ftol: stop when the model promises no more than this fraction of the loss; 1e-15 (maps: 1e-12), in float32 1e-8, by default.
         xtol: stop when the step changes no logit by more than this fraction of the largest; of a map, in the mean square.
-        max_iterations: of all calls together that share a state.
+        max_iterations: of all calls together that share a state; 100, of maps by L-BFGS 1000, by default.
         damping: the least Levenberg-Marquardt damping, relative to the Hessian's diagonal (1e-12) or, for maps, to what the typical
             curvature gives to a change of the logits (1e-9).
         cg_iterations: the most products of conjugate gradients in an iteration, 200 by default; maps only.

@@ -61,9 +61,9 @@
   "\"rescaled\""
 #define MATRIX_OPTIONS_OF_SOLVE \
   "Tensor? attn_mask=None, bool is_causal=False, float regularization=0.0, str kind=\"exp\", "
-#define MAP_SOLVE                                                                                                 \
-  "int? rank=None, int sample_dims=0, str method=\"auto\", int max_iterations=100, int cg_iterations=200, float " \
-  "gtol=0.0, float? ftol=None, float xtol=0.0, float damping=1e-9, str? group=None, int? chunk=None, Tensor? "    \
+#define MAP_SOLVE                                                                                                   \
+  "int? rank=None, int sample_dims=0, str method=\"auto\", int? max_iterations=None, int cg_iterations=200, float " \
+  "gtol=0.0, float? ftol=None, float xtol=0.0, float damping=1e-9, str? group=None, int? chunk=None, Tensor? "      \
   "state=None"
 #define MAP_SOLVE_POINT                                                                                            \
   "Tensor? X0, Tensor? mask, Tensor? state, bool is_causal, float regularization, str kind, str form, int? rank, " \

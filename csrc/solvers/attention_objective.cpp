@@ -16,6 +16,8 @@
 #include <cmath>
 #include <limits>
 
+#include "map_start.h"
+
 namespace torch_rescaled::solvers {
 
 using namespace rescaled::ops;
@@ -26,6 +28,7 @@ constexpr int64_t kJacobian = 1 << 25;  // elements of the rows' Jacobians that 
 constexpr int64_t kPairs = 1 << 22;     // elements of pairs of columns formed at a time
 constexpr int64_t kWidest = 128;        // columns of the output for which Jacobians of all rows pay,
 constexpr int64_t kLongest = 4;         // and keys, in columns of A2 or the output: few are passed over as fast
+constexpr int kProbes = 2;              // of the rough metric: 4 saved no step, 1 took a tenth more
 constexpr int64_t kSampled = 2048;      // rows that the metric rests on at least, where not all have one
 
 Tensor flat(const Tensor& t) { return t.flatten(0, -2); }
@@ -33,6 +36,10 @@ Tensor column(const Tensor& t) { return t.unsqueeze(-1); }
 Tensor row_dot(const Tensor& a, const Tensor& b) { return (a * b).sum(-1); }
 
 }  // namespace
+
+bool keeps_jacobians(int64_t rows, int64_t keys, int64_t columns, int64_t outputs) {
+  return outputs <= kWidest && rows * outputs * columns <= kJacobian && keys >= kLongest * std::max(columns, outputs);
+}
 
 // The residual R = F Y - T of every row, from the core's output W, balance rho and log-normalizer l:
 //   normalized  F = W / rho,        T = B
@@ -90,8 +97,7 @@ class AttentionPlace : public Place {
     full_ = full;
     if (jacobian_.defined()) return;
     const int64_t rows = x.A1.size(0) * x.A1.size(1), outputs = x.B.size(-1), d2 = x.A2.size(-1);
-    all_rows_ =
-        outputs <= kWidest && rows * outputs * d2 <= kJacobian && x.A2.size(1) >= kLongest * std::max(d2, outputs);
+    all_rows_ = keeps_jacobians(rows, x.A2.size(1), d2, outputs);
     const int64_t wanted = std::max(kSampled, 4 * x.A1.size(-1));
     const int64_t some = std::max<int64_t>(std::min(wanted, kJacobian / std::max<int64_t>(outputs * d2, 1)), 1);
     stride_ = all_rows_ ? 1 : std::clamp<int64_t>(rows / some, 1, std::max<int64_t>(x.A1.size(1), 1));
@@ -100,7 +106,6 @@ class AttentionPlace : public Place {
 
   Tensor gradient() override {
     if (gradient_.defined()) return gradient_;
-    curve(full_);
     Tensor g = gathered(residual_);
     if (penalty().there()) g = g + penalty().weight(log_scale) * penalty().product(X_);
     gradient_ = with_outputs(g, residual_);
@@ -129,15 +134,37 @@ class AttentionPlace : public Place {
   // sum_i a_i a_i^T kron J_i^T J_i as the matrix regression's.
   std::vector<KroneckerBlock> blocks() override {
     const AttentionData& x = of_.data_;
+    curve(full_);
     const Tensor A1 = x.A1.slice(1, 0, x.A1.size(1), stride_), J = jacobian_.to(at::kDouble);
     const Tensor weights = J.square().sum({-1, -2}), a = flat(A1.to(at::kDouble));
-    const Tensor left = at::matmul(a.mT(), weights.flatten().unsqueeze(-1) * a),
-                 right = at::matmul(flat(J).mT(), flat(J));
+    const Tensor left = at::matmul(a.mT(), weights.flatten().unsqueeze(-1) * a);
+    return blocks_of(left, at::matmul(flat(J).mT(), flat(J)),
+                     static_cast<double>(A1.size(1)) / static_cast<double>(std::max<int64_t>(x.A1.size(1), 1)));
+  }
+
+  // From J_i^T e for signs e, whose e e^T is the identity on average.
+  std::vector<KroneckerBlock> rough_blocks() override {
+    const Tensor a = flat(of_.data_.A1.to(at::kDouble));
+    Tensor left, right;
+    for (int i = 0; i < kProbes; ++i) {
+      const Tensor signs = scattered(residual_.numel(), i * residual_.numel()).sign().view(residual_.sizes());
+      const Tensor rows = flat(cotangent(signs.to(residual_.options()))).to(at::kDouble);
+      const Tensor one = at::matmul(a.mT(), rows.square().sum(-1, /*keepdim=*/true) * a) / kProbes,
+                   other = at::matmul(rows.mT(), rows) / kProbes;
+      left = i == 0 ? one : left + one, right = i == 0 ? other : right + other;
+    }
+    return blocks_of(left, right, 1);
+  }
+
+ private:
+  const Penalty& penalty() const { return of_.penalty_; }
+  // From sums over a `share` of the rows.
+  std::vector<KroneckerBlock> blocks_of(const Tensor& left, const Tensor& right, double share) const {
+    const AttentionData& x = of_.data_;
     const Tensor sums = wide(x.group.sum(at::cat({left.flatten(), right.flatten()})));
     const int64_t d1 = X_.size(0), d2 = X_.size(1);
     Tensor by_key = sums.slice(0, d1 * d1).view({d2, d2});
-    const double trace = by_key.trace().item<double>(),
-                 share = static_cast<double>(A1.size(1)) / static_cast<double>(std::max<int64_t>(x.A1.size(1), 1));
+    const double trace = by_key.trace().item<double>();
     if (trace > 0) by_key = by_key / (trace * share);
     std::vector<KroneckerBlock> out = {{sums.slice(0, 0, d1 * d1).view({d1, d1}), by_key, of_.grams_.left,
                                         of_.grams_.right, penalty().weight(log_scale)}};
@@ -147,9 +174,6 @@ class AttentionPlace : public Place {
     }
     return out;
   }
-
- private:
-  const Penalty& penalty() const { return of_.penalty_; }
   Tensor with_outputs(const Tensor& map, const Tensor& cotangent) const {
     if (!of_.data_.joint) return map.flatten();
     const Tensor by_output = wide(of_.data_.group.sum(at::matmul(flat(features_).mT(), flat(cotangent))));

@@ -16,6 +16,9 @@ struct AttentionData {
   Group group;
 };
 
+// Whether products with the curvature read Jacobians [outputs, columns] of all rows, or pass over the map.
+bool keeps_jacobians(int64_t rows, int64_t keys, int64_t columns, int64_t outputs);
+
 class AttentionObjective : public Objective {
  public:
   AttentionObjective(AttentionData data, Grams grams);

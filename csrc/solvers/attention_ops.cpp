@@ -5,6 +5,7 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "../ops/batch.h"
@@ -18,6 +19,14 @@ using namespace rescaled::ops;
 using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 constexpr int64_t kSmallMap = 1 << 16;  // elements of maps that are solved side by side
+
+bool is_lbfgs(c10::string_view method) { return method == "lbfgs" || method == "lbfgs_joint"; }
+// Passes over the map are what products cost, and gradients cost fewer; all processes of a group choose alike.
+c10::string_view choice(const Tensor& A1, const Tensor& A2, const Tensor& B, int64_t samples, bool grouped) {
+  const int64_t rows = grouped ? 1 : samples * A1.size(-2);
+  return keeps_jacobians(rows, A2.size(-2), A2.size(-1), B.size(-1)) ? "projection" : "lbfgs";
+}
+bool is_joint(c10::string_view method) { return method == "joint" || method == "lbfgs_joint"; }
 
 void check(const char* op, const Tensor& A1, const Tensor& A2, const Tensor& A3, const Tensor& B, const Tensor& X0,
            const Tensor& mask, c10::string_view kind, c10::string_view form, c10::string_view method) {
@@ -51,8 +60,8 @@ void check(const char* op, const Tensor& A1, const Tensor& A2, const Tensor& A3,
                  "kind 'exp', 'cosh', 'sinh' or 'signed', got '", kind, "'");
   RESCALED_CHECK(VALUE, form == "normalized" || (form == "rescaled" && kind != "signed"), op,
                  "form 'normalized', or 'rescaled' with a kind other than 'signed', got '", form, "'");
-  RESCALED_CHECK(VALUE, method == "auto" || method == "projection" || method == "joint", op,
-                 "method 'auto', 'projection' or 'joint', got '", method, "'");
+  RESCALED_CHECK(VALUE, method == "auto" || method == "projection" || method == "joint" || is_lbfgs(method), op,
+                 "method 'auto', 'projection', 'joint', 'lbfgs' or 'lbfgs_joint', got '", method, "'");
 }
 
 std::vector<int64_t> leading(const Tensor& A1, const Tensor& A2, const Tensor& A3, const Tensor& B,
@@ -82,11 +91,12 @@ using AttentionSolve = Seven(const Tensor& A1, const Tensor& A2, const Tensor& A
 
 Seven solve(const Tensor& A1, const Tensor& A2, const Tensor& A3, const Tensor& B, MAP_SOLVE_ARGUMENTS) {
   const MapBatch batch(leading(A1, A2, A3, B, defined_or(mask)), sample_dims);
-  const ImplicitSettings settings{is_causal, method == "joint", regularization, std::string(kind), std::string(form)};
+  const ImplicitSettings settings{is_causal, is_joint(method), regularization, std::string(kind), std::string(form)};
   const MapResults found = solve_maps(
       batch, A1.device().is_cpu() && !group && A1.size(-2) * A2.size(-2) * batch.samples() <= kSmallMap,
       A1.options().dtype(accumulation_type(A1)),
-      {/*direct=*/false, max_iterations, cg_iterations, gtol, ftol, xtol, damping}, chunk, defined_or(state),
+      {/*direct=*/false, is_lbfgs(method), max_iterations, cg_iterations, gtol, ftol, xtol, damping}, chunk,
+      defined_or(state),
       [&](int64_t i) {
         return std::make_unique<AttentionTask>(data_of(batch, i, A1, A2, A3, B, defined_or(mask), settings, group),
                                                rank);
@@ -166,8 +176,8 @@ Seven solve_autograd(c10::DispatchKeySet keys, const Tensor& A1, const Tensor& A
   static const auto op = handle<AttentionSolve>("torch_rescaled::_solve_attention_regression");
   const variable_list in{A1, A2, A3, B, defined_or(mask)};
   check_differentiable("solve_attention_regression", in, AttentionImplicit::kInputs, group.has_value());
-  const ImplicitSettings settings{is_causal,         method == "joint", regularization, std::string(kind),
-                                  std::string(form), rank.value_or(0),  sample_dims};
+  const ImplicitSettings settings{is_causal,         is_joint(method), regularization, std::string(kind),
+                                  std::string(form), rank.value_or(0), sample_dims};
   const auto out = record<AttentionImplicit>(settings, in, [&] {
     return to_list(op.redispatch(keys & c10::after_autograd_keyset, A1, A2, A3, B, THE_MAP_SOLVE));
   });
@@ -184,18 +194,22 @@ Seven solve_attention_regression(const Tensor& A1, const Tensor& A2, const Tenso
     check_leading(op, name, t, 2, sizes);
   const auto aligned = [&](const Tensor& t) { return with_rank(t, static_cast<int64_t>(full.size()) + 2); };
   const double tolerance = ftol.value_or(default_ftol(accumulation_type(A1)));
-  const int64_t most = chunk.value_or(max_iterations + 1);
+  int64_t samples = 1;
+  for (size_t i = full.size() - static_cast<size_t>(std::clamp<int64_t>(sample_dims, 0, full.size())); i < full.size();
+       ++i)
+    samples *= full[i];
+  const c10::string_view chosen = method == "auto" ? choice(A1, A2, B, samples, group.has_value()) : method;
+  const int64_t limit = max_iterations.value_or(default_iterations(chosen)), most = chunk.value_or(limit + 1);
   const MaybeTensor mask = maybe(aligned(defined_or(attn_mask)));
   check_map_options(op, full, A1.size(-1), A2.size(-1), X0, mask, state, is_causal, regularization, kind, form, rank,
-                    sample_dims, method, max_iterations, cg_iterations, gtol, tolerance, xtol, damping, group, most);
+                    sample_dims, chosen, limit, cg_iterations, gtol, tolerance, xtol, damping, group, most);
   const std::vector<int64_t> problems(full.begin(), full.end() - sample_dims);
   if (X0.has_value()) check_leading(op, "X0", *X0, 2, {problems.begin(), problems.end()});
   const MaybeTensor start = maybe(with_rank(defined_or(X0), static_cast<int64_t>(problems.size()) + 2)),
                     from = maybe(with_rank(defined_or(state), static_cast<int64_t>(problems.size()) + 1));
   static const auto run = handle<AttentionSolve>("torch_rescaled::_solve_attention_regression");
   return run.call(aligned(A1), aligned(A2), aligned(A3), aligned(B), start, mask, from, is_causal, regularization, kind,
-                  form, rank, sample_dims, method, max_iterations, cg_iterations, gtol, tolerance, xtol, damping, group,
-                  most);
+                  form, rank, sample_dims, chosen, limit, cg_iterations, gtol, tolerance, xtol, damping, group, most);
 }
 
 }  // namespace

@@ -31,8 +31,11 @@ class FactoredPlace : public Place {
     const Tensor turned = pulled(whole_->gradient(), v);
     return out + at::cat({turned.slice(0, 0, turned.size(0) - of_.rest(v).size(0)), at::zeros_like(of_.rest(v))});
   }
-  std::vector<KroneckerBlock> blocks() override {
-    std::vector<KroneckerBlock> out = whole_->blocks();
+  std::vector<KroneckerBlock> blocks() override { return pulled(whole_->blocks()); }
+  std::vector<KroneckerBlock> rough_blocks() override { return pulled(whole_->rough_blocks()); }
+
+ private:
+  std::vector<KroneckerBlock> pulled(std::vector<KroneckerBlock> out) const {
     const KroneckerBlock whole = out[0];
     const Tensor P = of_.left(unknowns_), Q = of_.right(unknowns_);
     const auto seen = [](const Tensor& form, const Tensor& by) { return at::matmul(by.mT(), at::matmul(form, by)); };
@@ -41,8 +44,6 @@ class FactoredPlace : public Place {
                {whole.right, seen(whole.left, P), whole.gram_right, seen(whole.gram_left, P), whole.penalty});
     return out;
   }
-
- private:
   Tensor map(const Tensor& v) const { return v.slice(0, 0, of_.rows_ * of_.columns_).view({of_.rows_, of_.columns_}); }
   // The transpose of the factors' product's tangent at `factors`.
   Tensor pulled(const Tensor& v, const Tensor& factors) const {

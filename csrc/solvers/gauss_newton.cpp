@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: BSD-3-Clause
-#include "gauss_newton.h"
-
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/dot.h>
@@ -16,61 +14,18 @@
 #include <limits>
 #include <memory>
 
+#include "map_solver.h"
+
 namespace torch_rescaled::solvers {
 namespace {
 
-using Status = SolveStatus;
-
-constexpr double kArmijo = 1e-4;  // of what the slope promises, a step must gain
-constexpr double kReach = 4;      // root of the mean square of the logits' change that is tried first
-constexpr double kRounding = 64;  // eps^2 times this and the squares that the loss is made of is its rounding
 constexpr double kMostDamping = 1e12, kVanishing = 1e-3;
 constexpr double kLooseTolerance = .1, kTightTolerance = 1e-6;  // of conjugate gradients
 constexpr int kTries = 12, kFlatSteps = 5;
 
+}  // namespace
+
 double inner_product(const Tensor& a, const Tensor& b) { return at::dot(a, b).item<double>(); }
-
-struct Step {
-  Tensor step, curved;    // and the curvature's product with it
-  bool negative = false;  // a direction of negative curvature ended it, or left nothing
-};
-
-class MapSolver {
- public:
-  MapSolver(const MapProblem& problem, const GaussNewtonOptions& options, MapState& state)
-      : problem_(problem), options_(options), state_(state), epsilon_(problem.final->epsilon()) {}
-  void run(int64_t chunk, std::vector<Tensor>& history);
-  double log_loss() { return std::log(place().loss) + place().log_scale; }
-
- private:
-  using S = MapState;
-  bool running() const { return state_[S::status] == static_cast<double>(Status::running); }
-  bool first() const { return state_[S::phase] == 0; }
-  const Objective& objective() const { return first() ? *problem_.first : *problem_.final; }
-  Place& place();
-  std::unique_ptr<Place> evaluate(const Tensor& unknowns);
-  double gain(const Place& to);
-  double noise() {
-    const Place& p = place();
-    return epsilon_ * (12 * std::sqrt(2 * p.loss * p.magnitude / objective().elements()) + 4 * p.loss);
-  }
-
-  void iterate(std::vector<Tensor>& history);
-  Step direct_step(const Tensor& gradient);
-  Step conjugate_gradient(const Metric& metric, const Tensor& gradient);
-  void search(const Step& found, std::vector<Tensor>& history);
-  void record(std::vector<Tensor>& history, double step, double factor, bool full);
-  void converged(Status status);
-  void stop(Status status);
-  void finish(Status status);
-  void watch_sum();
-
-  const MapProblem& problem_;
-  const GaussNewtonOptions& options_;
-  MapState& state_;
-  const double epsilon_;
-  std::unique_ptr<Place> place_;
-};
 
 Place& MapSolver::place() {
   if (!place_) place_ = objective().at(state_.unknowns);
@@ -87,21 +42,36 @@ double MapSolver::gain(const Place& to) {
   return place().loss - to.loss * std::exp(std::min(to.log_scale - place().log_scale, 700.));
 }
 
+double MapSolver::noise() {
+  const Place& p = place();
+  return epsilon_ * (12 * std::sqrt(2 * p.loss * p.magnitude / objective().elements()) + 4 * p.loss);
+}
+bool MapSolver::gains_nothing(double promised) {
+  const Place& p = place();
+  return promised <= std::max(options_.ftol * p.loss, kMapRounding * epsilon_ * epsilon_ * p.magnitude);
+}
+void MapSolver::measure(double size) {
+  const Place& p = place();
+  state_[S::gradient] = size == 0 ? 0 : size / std::sqrt(2 * std::max(p.loss, epsilon_ * epsilon_ * p.magnitude));
+}
+
 void MapSolver::run(int64_t chunk, std::vector<Tensor>& history) {
   if (running() && !std::isfinite(place().loss)) finish(Status::non_finite);
   for (; chunk > 0 && running(); --chunk) {
     if (state_[S::iterations] >= static_cast<double>(options_.max_iterations)) finish(Status::max_iterations);
-    if (running()) iterate(history);
+    if (!running()) break;
+    if (options_.lbfgs && state_[S::exact] == 0 && memory_iteration(history)) continue;
+    iterate(history);
   }
 }
 
 void MapSolver::iterate(std::vector<Tensor>& history) {
   state_[S::iterations] += 1;
   Place& here = place();
+  const Metric metric(here.blocks(), epsilon_);  // first: the gradient reads what it forms
   const Tensor gradient = here.gradient();
-  const Metric metric(here.blocks(), epsilon_);
   const double size = std::sqrt(std::max(inner_product(gradient, metric.solve(gradient, 0)), 0.));
-  state_[S::gradient] = size == 0 ? 0 : size / std::sqrt(2 * std::max(here.loss, epsilon_ * epsilon_ * here.magnitude));
+  measure(size);
   // The faster gradients fall, the more exactly the next step is computed (Eisenstat and Walker's idea); where whole
   // steps do not halve them, Gauss-Newton's part is not all of the Hessian that matters.
   const double log_size = std::log(size) + here.log_scale / 2;
@@ -111,41 +81,41 @@ void MapSolver::iterate(std::vector<Tensor>& history) {
   if (objective().has_hessian() && state_[S::whole] != 0 && fall > .5) state_[S::full] = 1;
   const bool full = state_[S::full] != 0;
   if (!std::isfinite(state_[S::gradient])) {
-    record(history, 0, 0, full);
+    record(history, 0, 0, full ? 1 : 0);
     return finish(Status::non_finite);
   }
   if (size == 0 || state_[S::gradient] <= options_.gtol) {
-    record(history, 0, 0, full);
+    record(history, 0, 0, full ? 1 : 0);
     return converged(Status::gradient);
   }
   here.curve(full);
-  const Step found = options_.direct ? direct_step(gradient) : conjugate_gradient(metric, gradient);
+  const MapStep found = options_.direct ? direct_step(gradient) : conjugate_gradient(metric, gradient);
   if (full && found.negative) {  // far from a minimum: Gauss-Newton knows better
     state_[S::full] = state_[S::whole] = 0;
     if (!found.step.defined()) {
-      record(history, 0, 0, full);
+      record(history, 0, 0, full ? 1 : 0);
       return;
     }
   }
   if (!found.step.defined() || !found.step.isfinite().all().item<bool>()) {
-    record(history, 0, 0, full);
+    record(history, 0, 0, full ? 1 : 0);
     return stop(Status::stalled);
   }
   search(found, history);
 }
 
-Step MapSolver::direct_step(const Tensor& gradient) {
+MapStep MapSolver::direct_step(const Tensor& gradient) {
   const Tensor matrix = place().matrix();
   const Direction found = newton_direction(matrix, gradient, state_[S::damping]);
-  Step out{found.step, {}, found.shift > 1e-2};
+  MapStep out{found.step, {}, found.shift > 1e-2};
   if (out.step.defined()) out.curved = at::matmul(matrix, out.step);
   return out;
 }
 
 // (curvature + damping) step = -gradient, in the metric as preconditioner.
-Step MapSolver::conjugate_gradient(const Metric& metric, const Tensor& gradient) {
+MapStep MapSolver::conjugate_gradient(const Metric& metric, const Tensor& gradient) {
   const double damping = state_[S::damping];
-  Step out;
+  MapStep out;
   Tensor step = at::zeros_like(gradient), curved = at::zeros_like(gradient), residual = -gradient;
   Tensor z = metric.solve(residual, damping), direction = z;
   double size = inner_product(residual, z);
@@ -171,30 +141,28 @@ Step MapSolver::conjugate_gradient(const Metric& metric, const Tensor& gradient)
   return out;
 }
 
-void MapSolver::search(const Step& s, std::vector<Tensor>& history) {
-  const Place& here = place();
-  const Tensor gradient = place_->gradient();
+void MapSolver::search(const MapStep& s, std::vector<Tensor>& history) {
+  const Tensor gradient = place().gradient();
   const bool full = state_[S::full] != 0 && !s.negative;
   const double promised = -inner_product(gradient, s.step), square = inner_product(s.step, s.curved);
   const double reach = objective().change(state_.unknowns, s.step), size = 1 + objective().logits(state_.unknowns),
                rounding = noise();
   const auto predicted = [&](double factor) { return factor * promised - .5 * factor * factor * square; };
-  const bool nothing =
-      promised <= std::max(options_.ftol * here.loss, kRounding * epsilon_ * epsilon_ * here.magnitude);
+  const bool nothing = gains_nothing(promised);
   const bool no_move = reach <= std::max(options_.xtol, 8 * epsilon_) * size;
   const Status last = nothing ? Status::loss : no_move ? Status::step : Status::running;
   const auto accepted = [&](double factor, double found) {
-    return found > kArmijo * factor * promised ||
+    return found > kMapArmijo * factor * promised ||
            (promised < 10 * rounding && found >= -rounding && last == Status::running);
   };
-  const double first = reach > kReach ? kReach / reach : 1;
+  const double first = reach > kMapReach ? kMapReach / reach : 1;
   double factor = first;
   std::unique_ptr<Place> next = evaluate(state_.unknowns + factor * s.step);
   double found = gain(*next);
   if (last != Status::running) {  // the last step: taken unless the loss, which it hardly moves, says otherwise
     const bool taken = found >= -rounding;
     if (taken) state_.unknowns = state_.unknowns + factor * s.step, place_ = std::move(next);
-    record(history, factor * reach, taken ? factor : 0, full);
+    record(history, factor * reach, taken ? factor : 0, full ? 1 : 0);
     return converged(last);
   }
   for (int i = 0; i < kTries && !accepted(factor, found); ++i) {
@@ -203,7 +171,7 @@ void MapSolver::search(const Step& s, std::vector<Tensor>& history) {
     found = gain(*next);
   }
   if (!accepted(factor, found)) {
-    record(history, 0, 0, full);
+    record(history, 0, 0, full ? 1 : 0);
     state_[S::damping] = 100 * std::max(state_[S::damping], 1e-6);
     state_[S::full] = state_[S::whole] = 0;
     if (state_[S::damping] > kMostDamping) stop(Status::stalled);
@@ -222,10 +190,14 @@ void MapSolver::search(const Step& s, std::vector<Tensor>& history) {
   state_[S::full] = objective().has_hessian() && factor == 1 && (full ? !off || ratio > 0 : off && reach < 1) ? 1 : 0;
   state_.unknowns = state_.unknowns + factor * s.step;
   place_ = std::move(next);
-  record(history, factor * reach, factor, full);
-  state_[S::flat] = std::abs(log_loss() - before) < 1e-10 ? state_[S::flat] + 1 : 0;
-  if (state_[S::flat] >= kFlatSteps) return converged(Status::flat);
+  record(history, factor * reach, factor, full ? 1 : 0);
+  if (is_flat(before, 1e-10)) return converged(Status::flat);
   watch_sum();
+}
+
+bool MapSolver::is_flat(double before, double less) {
+  state_[S::flat] = std::abs(log_loss() - before) < less ? state_[S::flat] + 1 : 0;
+  return state_[S::flat] >= kFlatSteps;
 }
 
 // In the rescaled form: is the loss escaping to sums of 0?
@@ -243,6 +215,7 @@ void MapSolver::converged(Status status) {
   state_.anchor = state_.unknowns;
   state_[S::phase] = 1, state_[S::damping] = options_.damping, state_[S::full] = state_[S::whole] = state_[S::flat] = 0;
   state_[S::log_size] = -std::numeric_limits<double>::infinity();
+  if (options_.lbfgs) forget(), state_[S::exact] = 0;
   place_ = nullptr;
 }
 void MapSolver::stop(Status status) {
@@ -255,30 +228,25 @@ void MapSolver::finish(Status status) {
   state_[S::status] = static_cast<double>(status);
 }
 
-void MapSolver::record(std::vector<Tensor>& history, double step, double factor, bool full) {
-  const double row[MapHistory::count] = {state_[S::iterations],
-                                         log_loss(),
-                                         state_[S::gradient],
-                                         step,
-                                         factor,
-                                         state_[S::damping],
-                                         full ? 1. : 0.,
-                                         first() ? 1. : problem_.form,
-                                         state_[S::products]};
+void MapSolver::record(std::vector<Tensor>& history, double step, double factor, double model) {
+  const double row[MapHistory::count] = {
+      state_[S::iterations],        log_loss(),         state_[S::gradient], step, factor, state_[S::damping], model,
+      first() ? 1. : problem_.form, state_[S::products]};
   history.push_back(at::tensor(at::ArrayRef<double>(row, MapHistory::count)));
 }
 
-}  // namespace
-
-Tensor MapState::pack() const {
-  return at::cat({at::tensor(at::ArrayRef<double>(number.data(), number.size())), unknowns, anchor});
+Tensor MapState::pack(bool with_memory) const {
+  std::vector<Tensor> parts = {at::tensor(at::ArrayRef<double>(number.data(), number.size())), unknowns, anchor};
+  if (with_memory) parts.insert(parts.end(), {metric_point, pairs.pack()});
+  return at::cat(parts);
 }
-MapState MapState::unpack(const Tensor& packed) {
+MapState MapState::unpack(const Tensor& packed, int64_t d, bool with_memory) {
   MapState s;
   const Tensor host = wide(packed);
   std::copy_n(host.const_data_ptr<double>(), int64_t{count}, s.number.begin());
-  const int64_t d = (host.size(0) - count) / 2;
-  s.unknowns = host.slice(0, count, count + d).clone(), s.anchor = host.slice(0, count + d).clone();
+  const auto part = [&](int64_t i) { return host.slice(0, count + i * d, count + (i + 1) * d).clone(); };
+  s.unknowns = part(0), s.anchor = part(1);
+  if (with_memory) s.metric_point = part(2), s.pairs = Pairs::unpack(host.slice(0, count + 3 * d), kPairs, d);
   return s;
 }
 
@@ -287,7 +255,7 @@ GaussNewtonResult solve_map(const MapProblem& problem, const GaussNewtonOptions&
   const auto began = std::chrono::steady_clock::now();
   MapState state;
   if (packed.defined()) {
-    state = MapState::unpack(packed);
+    state = MapState::unpack(packed, problem.final->size(), options.lbfgs);
     // A caller who goes on has asked for more.
     if (state[MapState::status] == static_cast<double>(Status::max_iterations))
       state[MapState::status] = static_cast<double>(Status::running);
@@ -296,6 +264,11 @@ GaussNewtonResult solve_map(const MapProblem& problem, const GaussNewtonOptions&
     state[MapState::phase] = problem.first ? 0 : 1;
     state[MapState::damping] = options.damping;
     state[MapState::log_size] = -std::numeric_limits<double>::infinity();
+    state[MapState::since] = -1;
+    if (options.lbfgs) {
+      state.metric_point = state.anchor;
+      state.pairs.begin(MapState::kPairs, state.unknowns.size(0));
+    }
   }
   std::vector<Tensor> history;
   MapSolver solver(problem, options, state);
@@ -308,7 +281,8 @@ GaussNewtonResult solve_map(const MapProblem& problem, const GaussNewtonOptions&
                                        state[MapState::evaluations], state[MapState::products],
                                        state[MapState::seconds]};
   return {state.unknowns, at::tensor(at::ArrayRef<double>(summary, kMapNumbers)),
-          history.empty() ? at::zeros({0, MapHistory::count}, at::kDouble) : at::stack(history), state.pack()};
+          history.empty() ? at::zeros({0, MapHistory::count}, at::kDouble) : at::stack(history),
+          state.pack(options.lbfgs)};
 }
 
 }  // namespace torch_rescaled::solvers

@@ -60,8 +60,8 @@ MapResults solve_maps(const MapBatch& batch, bool side_by_side, const at::Tensor
       const auto at = static_cast<size_t>(i);
       const std::unique_ptr<MapTask> one = task(i);
       const Tensor state = batch.of(states, 1, i, /*sampled=*/false);
-      RESCALED_CHECK(VALUE, !state.defined() || state.size(0) == MapState::size(one->problem().final->size()), "solve",
-                     "state of shape [*, ", MapState::size(one->problem().final->size()),
+      const int64_t size = MapState::size(one->problem().final->size(), options.lbfgs);
+      RESCALED_CHECK(VALUE, !state.defined() || state.size(0) == size, "solve", "state of shape [*, ", size,
                      "] as an earlier call with this problem and method returned it, got ", shape(states));
       const Tensor x0 = state.defined() ? Tensor() : one->start(start(i));
       found[at] = solve_map(one->problem(), options, x0, state, chunk);

@@ -17,8 +17,9 @@ using rescaled::ops::MaybeTensor;
 #define MAP_SOLVE_PUBLIC                                                                                             \
   const MaybeTensor &X0, const MaybeTensor &attn_mask, bool is_causal, double regularization, c10::string_view kind, \
       c10::string_view form, std::optional<int64_t> rank, int64_t sample_dims, c10::string_view method,              \
-      int64_t max_iterations, int64_t cg_iterations, double gtol, std::optional<double> ftol, double xtol,           \
-      double damping, std::optional<c10::string_view> group, std::optional<int64_t> chunk, const MaybeTensor &state
+      std::optional<int64_t> max_iterations, int64_t cg_iterations, double gtol, std::optional<double> ftol,         \
+      double xtol, double damping, std::optional<c10::string_view> group, std::optional<int64_t> chunk,              \
+      const MaybeTensor &state
 #define MAP_SOLVE_ARGUMENTS                                                                                          \
   const MaybeTensor &X0, const MaybeTensor &mask, const MaybeTensor &state, bool is_causal, double regularization,   \
       c10::string_view kind, c10::string_view form, std::optional<int64_t> rank, int64_t sample_dims,                \
@@ -59,5 +60,7 @@ MapResults solve_maps(const MapBatch& batch, bool side_by_side, const at::Tensor
 void check_map_options(const char* op, const std::vector<int64_t>& full, int64_t rows, int64_t columns,
                        MAP_SOLVE_ARGUMENTS);
 double default_ftol(at::ScalarType type);
+// A step of L-BFGS costs about an evaluation, one of Gauss-Newton's dozens.
+inline int64_t default_iterations(c10::string_view method) { return method.substr(0, 5) == "lbfgs" ? 1000 : 100; }
 
 }  // namespace torch_rescaled::solvers

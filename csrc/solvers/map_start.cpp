@@ -57,9 +57,6 @@ Tensor unit_size(const Objective& objective, const Tensor& x) {
   const double size = objective.logits(x);
   return size > 0 ? x / size : x;
 }
-// Numbers without a pattern, the same everywhere.
-Tensor scattered(int64_t size) { return (at::arange(1, size + 1, at::kDouble).square() * 12.9898).sin(); }
-
 // visit(rows of B [s, r, n2], which elements take part, first row, last row) in blocks.
 template <class Visit>
 void for_blocks(const MatrixData& data, bool is_causal, Visit visit) {
@@ -174,6 +171,10 @@ Tensor odd_start(const MatrixObjective& objective, const MatrixData& data, const
 }
 
 }  // namespace
+
+Tensor scattered(int64_t size, int64_t first) {
+  return (at::arange(first + 1, first + size + 1, at::kDouble).square() * 12.9898).sin();
+}
 
 Tensor matrix_start(const MatrixObjective& objective, const MatrixData& data, const MatrixSettings& settings) {
   if (settings.kind == "exp") return exponential_start(objective, data, settings);

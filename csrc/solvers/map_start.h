@@ -6,6 +6,8 @@
 
 namespace torch_rescaled::solvers {
 
+// Numbers from -1 to 1 without a pattern, the same everywhere; those from the `first` on.
+Tensor scattered(int64_t size, int64_t first = 0);
 // Of the normalized or plain objective; X as a vector.
 Tensor matrix_start(const MatrixObjective&, const MatrixData&, const MatrixSettings&);
 // Of an objective without Y among its unknowns.

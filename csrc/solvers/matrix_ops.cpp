@@ -68,13 +68,13 @@ using MatrixSolve = Six(MATRICES, MAP_SOLVE_ARGUMENTS, c10::string_view source);
 
 Six solve(MATRICES, MAP_SOLVE_ARGUMENTS, c10::string_view source) {
   const at::ScalarType type = accumulation_type(A1);
-  const bool direct = method == "newton" || (method == "auto" && !rank && A1.size(-1) * A2.size(-1) <= kDirectUnknowns);
   const Matrices given = THE_MATRICES;
   const MapBatch batch(given.sizes(), sample_dims);
   const MatrixSettings settings{is_causal, std::string(kind), std::string(form), given.source};
   const MapResults found = solve_maps(
       batch, A1.device().is_cpu() && !group && A1.size(-2) * A2.size(-2) * batch.samples() <= kSmallMap,
-      A1.options().dtype(type), {direct, max_iterations, cg_iterations, gtol, ftol, xtol, damping}, chunk,
+      A1.options().dtype(type),
+      {method == "newton", method == "lbfgs", max_iterations, cg_iterations, gtol, ftol, xtol, damping}, chunk,
       defined_or(state),
       [&](int64_t i) {
         return std::make_unique<MatrixTask>(given.data(batch, i, is_causal, regularization, group), settings, rank);
@@ -169,24 +169,27 @@ Six solve_matrix_regression(const Tensor& A1, const Tensor& A2, const MaybeTenso
                        defined_or(values),
                        settings.source};
   const std::vector<int64_t> full = given.sizes();
-  RESCALED_CHECK(VALUE, method == "auto" || method == "cg" || method == "newton", op,
-                 "method 'auto', 'cg' or 'newton', got '", method, "'");
-  RESCALED_CHECK(VALUE, method != "newton" || !rank, op, "method 'cg' or 'auto' with a rank, got 'newton'");
+  RESCALED_CHECK(VALUE, method == "auto" || method == "cg" || method == "newton" || method == "lbfgs", op,
+                 "method 'auto', 'cg', 'newton' or 'lbfgs', got '", method, "'");
+  RESCALED_CHECK(VALUE, method != "newton" || !rank, op, "method 'cg', 'lbfgs' or 'auto' with a rank, got 'newton'");
   const double tolerance = ftol.value_or(default_ftol(type));
-  const int64_t most = chunk.value_or(max_iterations + 1);
+  // Of the plain form, whose curvature goes with the map, Newton's steps are as fast.
+  const bool few = !rank && A1.size(-1) * A2.size(-1) <= kDirectUnknowns;
+  const c10::string_view chosen = method != "auto" ? method : few ? "newton" : form == "plain" ? "cg" : "lbfgs";
+  const int64_t limit = max_iterations.value_or(default_iterations(chosen)), most = chunk.value_or(limit + 1);
   const auto aligned = [&](const Tensor& t, int64_t suffix) {
     return with_rank(t, static_cast<int64_t>(full.size()) + suffix);
   };
   const MaybeTensor mask = maybe(aligned(given.mask, 2));
   check_map_options(op, full, A1.size(-1), A2.size(-1), X0, mask, state, is_causal, regularization, kind, form, rank,
-                    sample_dims, method, max_iterations, cg_iterations, gtol, tolerance, xtol, damping, group, most);
+                    sample_dims, chosen, limit, cg_iterations, gtol, tolerance, xtol, damping, group, most);
   static const auto run = handle<MatrixSolve>("torch_rescaled::_solve_matrix_regression");
   const int64_t problems = static_cast<int64_t>(full.size()) - sample_dims, suffix = given.suffix();
   return run.call(aligned(A1, 2), aligned(A2, 2), maybe(aligned(given.B, 2)), maybe(aligned(given.target_rows, suffix)),
                   maybe(aligned(given.target_columns, suffix)), maybe(aligned(given.target_values, suffix)),
                   maybe(with_rank(defined_or(X0), problems + 2)), mask,
                   maybe(with_rank(defined_or(state), problems + 1)), is_causal, regularization, kind, form, rank,
-                  sample_dims, method, max_iterations, cg_iterations, gtol, tolerance, xtol, damping, group, most,
+                  sample_dims, chosen, limit, cg_iterations, gtol, tolerance, xtol, damping, group, most,
                   settings.source);
 }
 

@@ -23,6 +23,8 @@ class Place {
   virtual Tensor product(const Tensor& v) = 0;
   // The curvature of each block of unknowns, roughly.
   virtual std::vector<KroneckerBlock> blocks() = 0;
+  // The same at the price of a few gradients, where that is less.
+  virtual std::vector<KroneckerBlock> rough_blocks() { return blocks(); }
   // The whole matrix of the products; only where Objective::has_matrix.
   virtual Tensor matrix() { return {}; }
 

@@ -97,7 +97,7 @@ void RegressionSolver::memory_iteration(std::vector<Tensor>& history) {
     return watch_sum();
   }
   const double new_unit = std::exp(point_[Numbers::log_scale] - memory.log_scale);
-  memory.add(wide(state_.x) - wide(old_x), state_.gradient * new_unit - gradient);
+  memory.pairs.add(wide(state_.x) - wide(old_x), state_.gradient * new_unit - gradient);
   watch_sum();
 }
 

@@ -35,9 +35,9 @@ struct MapOptions {
   std::string form = "normalized";             ///< or "rescaled"; "plain" of a matrix regression
   std::optional<int64_t> rank = std::nullopt;  ///< X = left right^T of this rank
   int64_t sample_dims = 0;                     ///< the last leading dimensions, along which losses are summed
-  std::string method = "auto";                 ///< "newton" or "cg"; "projection" or "joint"
-  int64_t max_iterations = 100;
-  int64_t cg_iterations = 200;  ///< of each iteration, at most
+  std::string method = "auto";  ///< "newton", "cg" or "lbfgs"; "projection", "joint", "lbfgs" or "lbfgs_joint"
+  std::optional<int64_t> max_iterations = std::nullopt;  ///< 100, of L-BFGS 1000
+  int64_t cg_iterations = 200;                           ///< of each iteration, at most
   double gtol = 0;
   std::optional<double> ftol = std::nullopt;  ///< 1e-12, in float32 1e-8
   double xtol = 0;
@@ -70,11 +70,11 @@ inline MapSolution solve_matrix_regression(const at::Tensor& A1, const at::Tenso
                                            const std::optional<at::Tensor>& B, const MapOptions& o = {}) {
   using Maybe = std::optional<at::Tensor>;
   using Out = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-  using Signature =
-      Out(const at::Tensor&, const at::Tensor&, const Maybe&, const Maybe&, const Maybe&, bool, double,
-          std::string_view, std::string_view, std::optional<int64_t>, int64_t, std::string_view, int64_t, int64_t,
-          double, std::optional<double>, double, double, std::optional<std::string_view>, std::optional<int64_t>,
-          const Maybe&, const Maybe&, const Maybe&, std::string_view, const Maybe&, const Maybe&, const Maybe&);
+  using Signature = Out(const at::Tensor&, const at::Tensor&, const Maybe&, const Maybe&, const Maybe&, bool, double,
+                        std::string_view, std::string_view, std::optional<int64_t>, int64_t, std::string_view,
+                        std::optional<int64_t>, int64_t, double, std::optional<double>, double, double,
+                        std::optional<std::string_view>, std::optional<int64_t>, const Maybe&, const Maybe&,
+                        const Maybe&, std::string_view, const Maybe&, const Maybe&, const Maybe&);
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("torch_rescaled::solve_matrix_regression", "").typed<Signature>();
   auto [X, left, right, summary, history, state] =
@@ -95,8 +95,8 @@ inline MapSolution solve_attention_regression(const at::Tensor& A1, const at::Te
   using Out = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
   using Signature = Out(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const Maybe&,
                         const Maybe&, bool, double, std::string_view, std::string_view, std::optional<int64_t>, int64_t,
-                        std::string_view, int64_t, int64_t, double, std::optional<double>, double, double,
-                        std::optional<std::string_view>, std::optional<int64_t>, const Maybe&);
+                        std::string_view, std::optional<int64_t>, int64_t, double, std::optional<double>, double,
+                        double, std::optional<std::string_view>, std::optional<int64_t>, const Maybe&);
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("torch_rescaled::solve_attention_regression", "")
                              .typed<Signature>();
