@@ -134,6 +134,19 @@ def figures(case: Case, samples: dict[str, list[float]]) -> dict[str, Any]:
     return {"contestants": by_name, "ratios": ratios}
 
 
+def header(family: str) -> dict[str, Any]:
+    """What ran on which GPU, of a family's results."""
+    return {
+        "schema": 1,
+        "benchmark": f"{family}_gpu",
+        "gpu": torch.cuda.get_device_name(),
+        "path": torch_rescaled.backend(torch.empty(1, 1, device="cuda"), family=family),
+        "torch": torch.__version__,
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
 def matmul_tflops(size: int = 8192) -> float:
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     product: Callable[[], tuple[Tensor, ...]] = lambda: (a @ b,)  # noqa: E731
@@ -159,18 +172,7 @@ def main(arguments: list[str]) -> int:
         print("no GPU here: nothing was measured")
         return 1
     start, cases = time.monotonic(), grid()
-    result: dict[str, Any] = {
-        "schema": 1,
-        "benchmark": "attention_gpu",
-        "gpu": torch.cuda.get_device_name(),
-        "path": torch_rescaled.backend(torch.empty(1, 1, device="cuda")),
-        "torch": torch.__version__,
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "matmul_tflops": matmul_tflops(),
-        "timings": [],
-        "left_out": [],
-    }
+    result = {**header("attention"), "matmul_tflops": matmul_tflops(), "timings": [], "left_out": []}
     print(
         f"{result['gpu']}, torch {result['torch']}, path {result['path']}, product {result['matmul_tflops']:.0f} TF/s", flush=True
     )

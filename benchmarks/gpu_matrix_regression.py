@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_attention import ROUNDS, attempt, timed
+from gpu_attention import ROUNDS, attempt, header, timed
 from matrix_regression import COMPILED, EAGER, OURS, PRODUCT, SIDES, Case, contestants
-from timing import commit, summary, write_json
+from timing import summary, write_json
 
 CASES = [
     Case("exp", "normalized", 1, 2048),
@@ -81,17 +81,7 @@ def main(arguments: list[str]) -> int:
         return 1
     start = time.monotonic()
     torch.set_default_device("cuda")
-    result: dict[str, Any] = {
-        "schema": 1,
-        "benchmark": "matrix_regression_gpu",
-        "gpu": torch.cuda.get_device_name(),
-        "path": torch.ops.torch_rescaled._cuda_path(0, "matrix_regression"),
-        "torch": torch.__version__,
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "timings": [],
-        "left_out": [],
-    }
+    result = {**header("matrix_regression"), "timings": [], "left_out": []}
     print(f"matrix regression, {result['gpu']}, path {result['path']}", flush=True)
     for case in CASES:
         if time.monotonic() - start > seconds:

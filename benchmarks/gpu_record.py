@@ -45,10 +45,6 @@ def sources_hashes() -> dict[str, str]:
     return dict(line.split() for line in done.stdout.splitlines())
 
 
-def sources_hash(family: str = "attention") -> str:
-    return sources_hashes()[family]
-
-
 def load(path: Path = RECORD) -> list[Run]:
     runs: list[Run] = json.loads(path.read_text())["runs"]
     return runs

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import commit, write_json
+from gpu_attention import header
+from timing import write_json
 from torch import Tensor
 
-import torch_rescaled
 from torch_rescaled import Regression, solve
 
 OPS = torch.ops.torch_rescaled
@@ -195,18 +195,7 @@ def main(arguments: list[str]) -> int:
         print("no GPU here: nothing was measured")
         return 1
     start, bandwidth = time.monotonic(), copy_bandwidth()
-    result: dict[str, Any] = {
-        "schema": 1,
-        "benchmark": "regression_gpu",
-        "gpu": torch.cuda.get_device_name(),
-        "path": torch_rescaled.backend(torch.empty(1, 1, device="cuda"), family="regression"),
-        "torch": torch.__version__,
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "copy_gb_s": bandwidth / 1e9,
-        "timings": [],
-        "left_out": [],
-    }
+    result = {**header("regression"), "copy_gb_s": bandwidth / 1e9, "timings": [], "left_out": []}
     print(f"{result['gpu']}, torch {result['torch']}, path {result['path']}, copy {bandwidth / 1e9:.0f} GB/s", flush=True)
     table = []
 

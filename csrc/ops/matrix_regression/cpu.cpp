@@ -69,4 +69,4 @@ struct Cpu {
 }  // namespace
 }  // namespace rescaled::ops
 
-TORCH_LIBRARY_IMPL(torch_rescaled, CPU, m) { RESCALED_MATRIX_PASSES(Cpu); }
+TORCH_LIBRARY_IMPL(torch_rescaled, CPU, m) { rescaled::ops::register_matrix_passes<rescaled::ops::Cpu>(m); }

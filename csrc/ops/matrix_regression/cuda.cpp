@@ -34,4 +34,6 @@ struct Cuda {
 }  // namespace
 }  // namespace rescaled::ops
 
-TORCH_LIBRARY_IMPL(torch_rescaled, RESCALED_CUDA_KEY, m) { RESCALED_MATRIX_PASSES(Cuda); }
+TORCH_LIBRARY_IMPL(torch_rescaled, RESCALED_CUDA_KEY, m) {
+  rescaled::ops::register_matrix_passes<rescaled::ops::Cuda>(m);
+}

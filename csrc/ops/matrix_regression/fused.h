@@ -6,6 +6,7 @@
 //                                      never gets an empty batch, nor a map without rows
 #pragma once
 #include <ATen/ops/empty.h>
+#include <torch/library.h>
 
 #include "../../kernels/matrix_regression/parameters.h"
 #include "../batch.h"
@@ -227,15 +228,16 @@ Tensor elements(RESCALED_MATRIX_TANGENTS, const MaybeTensor& tangents, const Ten
   return out;
 }
 
-}  // namespace rescaled::ops
+template <class Device>
+void register_matrix_passes(torch::Library& m) {
+  m.impl("_matrix_regression_statistics", TORCH_FN(statistics_of<Device>));
+  m.impl("_matrix_regression_gradient", TORCH_FN(gradient<Device>));
+  m.impl("_matrix_regression_moments", TORCH_FN(moments<Device>));
+  m.impl("_matrix_regression_product", TORCH_FN(product<Device>));
+  m.impl("_matrix_regression_tangents", TORCH_FN(tangents_of<Device>));
+  m.impl("_matrix_regression_gradient_tangent", TORCH_FN(gradient_tangent<Device>));
+  m.impl("_matrix_regression_columns", TORCH_FN(columns<Device>));
+  m.impl("_matrix_regression_elements", TORCH_FN(elements<Device>));
+}
 
-// All passes at a dispatch key, inside of TORCH_LIBRARY_IMPL(torch_rescaled, key, m).
-#define RESCALED_MATRIX_PASSES(Device)                                                                             \
-  m.impl("_matrix_regression_statistics", TORCH_FN(rescaled::ops::statistics_of<rescaled::ops::Device>));          \
-  m.impl("_matrix_regression_gradient", TORCH_FN(rescaled::ops::gradient<rescaled::ops::Device>));                 \
-  m.impl("_matrix_regression_moments", TORCH_FN(rescaled::ops::moments<rescaled::ops::Device>));                   \
-  m.impl("_matrix_regression_product", TORCH_FN(rescaled::ops::product<rescaled::ops::Device>));                   \
-  m.impl("_matrix_regression_tangents", TORCH_FN(rescaled::ops::tangents_of<rescaled::ops::Device>));              \
-  m.impl("_matrix_regression_gradient_tangent", TORCH_FN(rescaled::ops::gradient_tangent<rescaled::ops::Device>)); \
-  m.impl("_matrix_regression_columns", TORCH_FN(rescaled::ops::columns<rescaled::ops::Device>));                   \
-  m.impl("_matrix_regression_elements", TORCH_FN(rescaled::ops::elements<rescaled::ops::Device>))
+}  // namespace rescaled::ops

@@ -66,4 +66,6 @@ Tensor matrix_elements(const MatrixWeighted& w, const MatrixPoint& x, const Tens
 
 }  // namespace rescaled::ops
 
-TORCH_LIBRARY_IMPL(torch_rescaled, CompositeExplicitAutograd, m) { RESCALED_MATRIX_PASSES(Plain); }
+TORCH_LIBRARY_IMPL(torch_rescaled, CompositeExplicitAutograd, m) {
+  rescaled::ops::register_matrix_passes<rescaled::ops::Plain>(m);
+}
