@@ -47,7 +47,8 @@ struct Start {
   int64_t reads = 0, grams = 0;
 };
 // A starting point from b alone, of one problem in the normalized or the plain form: docs/solver.md.
-Start starting_point(const RegressionPoint&, const RegressionSettings&);
+class RegressionData;
+Start starting_point(const RegressionData&, const RegressionSettings&);
 
 // The method for "auto": by what a Gram of A costs, measured on a part of its rows. `gram_ratio`: in reads.
 SolveMethod choose_method(const Tensor& A, const Tensor& b, double& gram_ratio);

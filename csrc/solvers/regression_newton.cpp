@@ -10,8 +10,6 @@
 namespace torch_rescaled::solvers {
 namespace {
 
-using namespace rescaled::ops;
-
 constexpr double kLeastDamping = 1e-12, kMostDamping = 1e10;
 constexpr double kReach = 2, kLongReach = 16;  // largest |step A s| tried first, and ever
 constexpr double kNear = .5;  // |step A s| below which L-BFGS may take over: its first steps have no line search
@@ -40,7 +38,7 @@ void RegressionSolver::newton_iteration(std::vector<Tensor>& history) {
     return state_[State::relative_gradient] == 0 ? converged(Status::gradient) : stop(Status::stalled);
   }
   const Tensor step = found.step.to(state_.x.options()), t = matvec(step);
-  const Models models(numbers<Model::count>(regression_model(rows_, t)), point_[Numbers::square]);
+  const Models models(data_.model(rows_, t), point_[Numbers::square]);
   search(step, t, models, history);
 }
 

@@ -3,7 +3,6 @@
 #include "regression_solver.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/full.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
@@ -14,38 +13,35 @@
 #include <cmath>
 #include <limits>
 
-#include "../ops/regression/primitives.h"
-
 namespace torch_rescaled::solvers {
 namespace {
-
-using namespace rescaled::ops;
 
 constexpr double kVanishing = 1e-3;  // largest logit below which sinh is linear, and cosh constant
 constexpr int kFlatSteps = 5;
 
 }  // namespace
 
-RegressionSolver::RegressionSolver(const RegressionPoint& x, const RegressionSettings& settings, const Options& options,
-                                   State& state)
-    : problem_(x),
+RegressionSolver::RegressionSolver(const RegressionData& data, const RegressionSettings& settings,
+                                   const Options& options, State& state)
+    : data_(data),
       settings_(settings),
       options_(options),
       state_(state),
-      epsilon_(x.b.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon()
-                                                : std::numeric_limits<float>::epsilon()),
+      epsilon_(data.problem().b.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon()
+                                                             : std::numeric_limits<float>::epsilon()),
       point_(state.point) {
   set_form();
 }
 
-void RegressionSolver::begin(const RegressionPoint& problem, const RegressionSettings& settings, const Options& options,
+void RegressionSolver::begin(const RegressionData& data, const RegressionSettings& settings, const Options& options,
                              State& state) {
   state[State::phase] = settings.form == "rescaled" ? State::kNormalizedFirst : State::kFinal;
   state[State::damping] = options.damping;
   state[State::certificate] = state[State::gram_ratio] = std::numeric_limits<double>::quiet_NaN();
   state[State::exact] = 1;
+  const RegressionPoint& problem = data.problem();
   state.logits = at::zeros_like(problem.b);
-  RegressionSolver solver(problem, settings, options, state);
+  RegressionSolver solver(data, settings, options, state);
   SolveMethod method = options.method == "lbfgs" ? SolveMethod::lbfgs : SolveMethod::newton;
   if (options.method == "auto") method = choose_method(problem.A, problem.b, state[State::gram_ratio]);
   state[State::method] = static_cast<double>(method);
@@ -53,11 +49,11 @@ void RegressionSolver::begin(const RegressionPoint& problem, const RegressionSet
   if (problem.x.defined())
     start.x = problem.x.clone();
   else
-    start = starting_point(problem, solver.form_);
+    start = starting_point(data, solver.form_);
   state.x = start.x, state.anchor = at::zeros_like(state.x);
   state[State::reads] = static_cast<double>(start.reads), state[State::grams] = static_cast<double>(start.grams);
   if (method == SolveMethod::lbfgs && start.model.hessian.defined()) {
-    state.memory.begin(wide(start.model.hessian), wide(start.model.noise), 0);
+    state.memory.begin(start.model.hessian, start.model.noise, 0);
     state[State::exact] = 0;
     solver.evaluate_at_x();
   } else {
@@ -83,7 +79,7 @@ void RegressionSolver::set_form() {
 }
 
 void RegressionSolver::evaluate() {
-  point_ = numbers<Numbers::count>(regression_statistics(state_.logits, {}, {}, problem_, form_).squeeze(-2));
+  point_ = data_.point(state_.logits, form_);
   rows_ = Tensor();
   fresh_ = false;
 }
@@ -98,30 +94,24 @@ void RegressionSolver::settle() {
 void RegressionSolver::evaluate_at_x() {
   const Clock clock(state_[State::seconds_reads]);
   state_[State::reads] += 1, state_[State::resident] = 0;
-  RegressionPoint here = problem_;
-  here.x = state_.x;
-  const auto [statistics, gradient] = regression_evaluate(here, form_);
-  point_ = numbers<Numbers::count>(statistics);
-  state_.gradient = wide(gradient);
+  const RegressionData::Evaluation found = data_.evaluate(state_.x, form_);
+  point_ = found.point, state_.gradient = found.gradient;
   rows_ = Tensor();
   fresh_ = false;
 }
 
 Point RegressionSolver::trial(const Tensor& direction, double step) {
-  const Tensor steps = at::full({1}, step, state_.logits.options().dtype(at::kDouble));
-  return numbers<Numbers::count>(regression_statistics(state_.logits, direction, steps, problem_, form_));
+  return data_.point(state_.logits, direction, step, form_);
 }
 
 Tensor RegressionSolver::matvec(const Tensor& v) {
   const Clock clock(state_[State::seconds_reads]);
   state_[State::reads] += 1;
-  return regression_matvec(problem_.A, v);
+  return data_.matvec(v);
 }
 
 void RegressionSolver::fill_rows() {
-  if (rows_.defined()) return;
-  statistics_ = at::tensor(at::ArrayRef<double>(point_.data(), point_.size())).to(state_.logits.device());
-  rows_ = regression_rows(state_.logits, statistics_, problem_, form_);
+  if (!rows_.defined()) rows_ = data_.vectors(state_.logits, point_, form_);
 }
 
 void RegressionSolver::curve() {
@@ -129,14 +119,14 @@ void RegressionSolver::curve() {
   fill_rows();
   const Clock clock(state_[State::seconds_grams]);
   const RegressionCurvature found =
-      regression_curvature(problem_.A, rows_, statistics_, state_[State::full_mode] != 0 ? "full" : "gauss_newton");
+      data_.curvature(rows_, point_[Numbers::square], state_[State::full_mode] != 0 ? "full" : "gauss_newton");
   state_[State::reads] += 1, state_[State::grams] += 1;
-  gradient_ = wide(found.gradient), hessian_ = wide(found.hessian), noise_ = wide(found.noise);
+  gradient_ = found.gradient, hessian_ = found.hessian, noise_ = found.noise;
   fresh_ = true;
 }
 
 double RegressionSolver::rounding() const {
-  const double rows = static_cast<double>(std::max<int64_t>(problem_.b.numel(), 1)), loss = point_[Numbers::loss];
+  const double rows = static_cast<double>(std::max<int64_t>(data_.rows(), 1)), loss = point_[Numbers::loss];
   return epsilon_ *
          (12 * std::sqrt(2 * loss * point_[Numbers::magnitude] / rows) * (1 + point_[Numbers::largest]) + 4 * loss);
 }
@@ -193,14 +183,12 @@ void RegressionSolver::finish(Status status) {
 // Delta = (|c| / |f|)^2 / (1 - R^2) at the normalized solution: below 1/4 the rescaled loss has a minimum nearby.
 void RegressionSolver::certify() {
   fill_rows();
-  const Tensor zero = at::zeros_like(rows_.select(-2, 0));
+  const Tensor q = rows_.select(-2, Rows::q), &weight = data_.problem().row_weight;
   Tensor diagonal = rows_.select(-2, Rows::p).square();
-  if (problem_.row_weight.defined()) diagonal = diagonal * problem_.row_weight;
-  const Tensor q = rows_.select(-2, Rows::q);
-  const RegressionCurvature found = regression_curvature(
-      problem_.A, at::stack({q, diagonal, zero, zero, zero, zero, zero}), at::zeros_like(statistics_), "gauss_newton");
+  if (weight.defined()) diagonal = diagonal * weight;
+  const RegressionCurvature found = data_.weighted_gram(q, diagonal, at::zeros_like(q), 0);
   state_[State::reads] += 1, state_[State::grams] += 1;
-  const Tensor h = wide(found.gradient), W = whitening(wide(found.hessian), 1e-13);
+  const Tensor &h = found.gradient, W = whitening(found.hessian, 1e-13);
   const double square = point_[Numbers::square], part = at::matmul(W.mT(), h).square().sum().item<double>() / square;
   const double residual = 2 * (point_[Numbers::loss] - point_[Numbers::penalty]);
   state_[State::certificate] = residual / square / std::max(1 - part, 1e-16);
@@ -228,6 +216,7 @@ Solution solve_problem(const RegressionPoint& point, const RegressionSettings& s
                        const Tensor& packed, int64_t chunk) {
   const int64_t n = point.A.size(-2), d = point.A.size(-1);
   const bool with_memory = options.method != "newton";
+  const RegressionData data(point);
   State state;
   double seconds = 0;
   std::vector<Tensor> history;
@@ -236,11 +225,11 @@ Solution solve_problem(const RegressionPoint& point, const RegressionSettings& s
     if (packed.defined())
       state = State::unpack(packed, point.b.options(), d, n, with_memory);
     else
-      RegressionSolver::begin(point, settings, options, state);
+      RegressionSolver::begin(data, settings, options, state);
     // A caller who goes on has asked for more.
     if (state[State::status] == static_cast<double>(Status::max_iterations))
       state[State::status] = static_cast<double>(Status::running);
-    RegressionSolver(point, settings, options, state).run(chunk, history);
+    RegressionSolver(data, settings, options, state).run(chunk, history);
   }
   state[State::seconds] += seconds;
   // In the order of SolveNumber.

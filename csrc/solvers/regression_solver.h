@@ -26,9 +26,9 @@ class Clock {
 class RegressionSolver {
  public:
   // `state` as `begin` or an earlier solver left it.
-  RegressionSolver(const RegressionPoint&, const RegressionSettings&, const Options&, State& state);
+  RegressionSolver(const RegressionData&, const RegressionSettings&, const Options&, State& state);
   // A fresh state: the method, the start, and what the method needs to know there.
-  static void begin(const RegressionPoint&, const RegressionSettings&, const Options&, State& state);
+  static void begin(const RegressionData&, const RegressionSettings&, const Options&, State& state);
 
   // At most `chunk` iterations; lines of the history are added.
   void run(int64_t chunk, std::vector<Tensor>& history);
@@ -67,14 +67,14 @@ class RegressionSolver {
   void certify();
   void record(std::vector<Tensor>& history, double step, double factor, double model) const;
 
-  const RegressionPoint& problem_;
+  const RegressionData& data_;
   const RegressionSettings& settings_;
   const Options& options_;
   State& state_;
   RegressionSettings form_;
   const double epsilon_;
   Point& point_;
-  Tensor statistics_, rows_, gradient_, hessian_, noise_;
+  Tensor rows_, gradient_, hessian_, noise_;
   bool fresh_ = false;
 };
 

@@ -19,42 +19,29 @@
 #include <cmath>
 #include <limits>
 
-#include "../ops/regression/resident.h"
-#include "direction.h"
-#include "regression.h"
+#include "regression_data.h"
 
 namespace torch_rescaled::solvers {
 namespace {
 
-using namespace rescaled::ops;
-using Rows = rescaled::RegressionRows;
 using Statistics = rescaled::RegressionStatistics;
 
 constexpr double kCutoff = 1e-12;
 constexpr int64_t kScales = 24;  // of sinh's starts
 
-// A^T right and A^T diag(weight) A + square (A^T p)(A^T p)^T, in one read.
-RegressionCurvature weighted_gram(const Tensor& A, const Tensor& right, const Tensor& weight, const Tensor& p,
-                                  double square) {
-  const Tensor zero = at::zeros_like(weight);
-  const Tensor rows = at::stack({right, weight, zero, p, zero, zero, zero});
-  Tensor statistics = at::zeros({Statistics::count}, weight.options().dtype(at::kDouble));
-  statistics[Statistics::square].fill_(square);
-  return regression_curvature(A, rows, statistics, "gauss_newton");
-}
-
 // Losses of steps along t from zero logits, comparable with each other; +inf where they are not numbers.
-Tensor losses_along(const Tensor& t, const Tensor& steps, const RegressionPoint& x,
+Tensor losses_along(const Tensor& t, const Tensor& steps, const RegressionData& data,
                     const RegressionSettings& settings) {
-  const Tensor s = regression_statistics(at::zeros_like(t), t, steps, x, settings);
-  const Tensor losses = wide(s.select(-1, Statistics::loss)).log() + wide(s.select(-1, Statistics::log_scale));
+  const Tensor s = data.statistics(at::zeros_like(t), t, steps, settings);
+  const Tensor losses = s.select(-1, Statistics::loss).log() + s.select(-1, Statistics::log_scale);
   return at::where(losses.isfinite(), losses, std::numeric_limits<double>::infinity());
 }
 
 // Least squares of log b in the metric of Gauss-Newton's Hessian where u is unit b: one step from there. In the
 // normalized form the metric does not see an intercept. Rows with b <= 0 count as 0.
-Start log_start(const RegressionPoint& x, const RegressionSettings& settings) {
+Start log_start(const RegressionData& data, const RegressionSettings& settings) {
   Start start;
+  const RegressionPoint& x = data.problem();
   Tensor f = x.b.clamp_min(0);
   const double sum = f.sum().item<double>();
   if (!(sum > 0)) return start;
@@ -67,52 +54,52 @@ Start log_start(const RegressionPoint& x, const RegressionSettings& settings) {
   if (normalized) aim = aim - f * aim.sum();
   if (x.penalty_weight.defined()) diagonal = diagonal + x.penalty_weight.square();
   const Tensor p = normalized ? f : zero, q = normalized ? wf * f : zero, noise = (2 * f * wf).square();
-  Tensor statistics = at::zeros({Statistics::count}, f.options().dtype(at::kDouble));
-  if (normalized) statistics[Statistics::square].copy_((wf * f).sum());
-  start.model =
-      regression_curvature(x.A, at::stack({aim, diagonal, zero, p, q, zero, noise}), statistics, "gauss_newton");
+  const double square = normalized ? (wf * f).sum().item<double>() : 0;
+  start.model = data.curvature(at::stack({aim, diagonal, zero, p, q, zero, noise}), square, "gauss_newton");
   start.reads = start.grams = 1;
-  const Tensor W = whitening(wide(start.model.hessian), kCutoff);
-  start.x = at::matmul(W, at::matmul(W.mT(), wide(start.model.gradient)));
+  const Tensor W = whitening(start.model.hessian, kCutoff);
+  start.x = at::matmul(W, at::matmul(W.mT(), start.model.gradient));
   return start;
 }
 
 // The direction along which |z| goes with the ranks of b, in coordinates where A has orthonormal columns; then its
 // length by the loss.
-Start spectral_start(const RegressionPoint& x, const RegressionSettings& settings) {
+Start spectral_start(const RegressionData& data, const RegressionSettings& settings) {
   Start found;
+  const RegressionPoint& x = data.problem();
   const int64_t n = x.b.size(-1);
   const Tensor ones = at::ones_like(x.b), rank = x.b.argsort().argsort().to(x.b.scalar_type()) / n;
-  const Tensor W = whitening(wide(weighted_gram(x.A, ones, ones, ones, 0).hessian), kCutoff);
-  const Tensor ranked = wide(weighted_gram(x.A, ones, rank, ones, 0).hessian);
+  const Tensor W = whitening(data.weighted_gram(ones, ones, ones, 0).hessian, kCutoff);
+  const Tensor ranked = data.weighted_gram(ones, rank, ones, 0).hessian;
   found.reads = found.grams = 2;
   if (W.size(1) == 0 || !ranked.isfinite().all().item<bool>()) return found;
   const Tensor vectors = std::get<1>(at::linalg_eigh(at::matmul(W.mT(), at::matmul(ranked, W))));
   Tensor start = at::matmul(W, vectors.select(1, -1));
-  const Tensor z = regression_matvec(x.A, start.to(x.b.options()));
+  const Tensor z = data.matvec(start.to(x.b.options()));
   found.reads += 1;
   const double size = z.square().mean().sqrt().item<double>();
   if (!(size > 0)) return found;
   const Tensor lengths = at::exp2(at::arange(-3, 4.25, .5, at::kDouble)) / size;
-  found.x = start * lengths[losses_along(z, lengths.to(x.b.device()), x, settings).argmin()];
+  found.x = start * lengths[losses_along(z, lengths.to(x.b.device()), data, settings).argmin()];
   return found;
 }
 
 // How well u at these logits fits b up to a factor: the square of the cosine of their angle, and 1 more where the
 // factor has the sign of the sum of u. Elsewhere the normalized form has its pole, a sum of 0, between these logits and
 // a fit.
-double likeness(const Tensor& logits, const RegressionPoint& x, const std::string& kind) {
-  const Tensor s = wide(regression_statistics(logits, {}, {}, x, {kind, "rescaled"}).squeeze(-2));
-  const Tensor unit = s[Statistics::unit], square = s[Statistics::square], along = s[Statistics::beta] + unit * square;
-  const Tensor cosine = along.square() / ((s[Statistics::magnitude] - unit.square() * square) * square);
-  const double found = (cosine + (along * unit > 0)).item<double>();
+double likeness(const Tensor& logits, const RegressionData& data, const std::string& kind) {
+  const Point s = data.point(logits, {kind, "rescaled"});
+  const double unit = s[Statistics::unit], square = s[Statistics::square], along = s[Statistics::beta] + unit * square;
+  const double cosine = along * along / ((s[Statistics::magnitude] - unit * unit * square) * square),
+               found = cosine + (along * unit > 0);
   return std::isfinite(found) ? found : -1;
 }
 
 // Least squares of asinh(k b) for many k, the best by its likeness; in the plain form k = 1.
-Start asinh_start(const RegressionPoint& x, const RegressionSettings& settings) {
+Start asinh_start(const RegressionData& data, const RegressionSettings& settings) {
   constexpr int64_t kBlock = 1 << 14;  // rows of A in the type of the arithmetic at a time
   Start found;
+  const RegressionPoint& x = data.problem();
   const double median = x.b.abs().median().item<double>(), size = median > 0 ? median : x.b.abs().max().item<double>();
   if (!(size > 0)) return found;
   const int64_t n = x.b.size(0);
@@ -125,7 +112,7 @@ Start asinh_start(const RegressionPoint& x, const RegressionSettings& settings) 
     right += at::matmul(block(i).mT(), aims);
   }
   const Tensor ones = at::ones_like(x.b);
-  const Tensor W = whitening(wide(weighted_gram(x.A, ones, ones, ones, 0).hessian), kCutoff);
+  const Tensor W = whitening(data.weighted_gram(ones, ones, ones, 0).hessian, kCutoff);
   const Tensor starts = at::matmul(W, at::matmul(W.mT(), wide(right)));  // [d, K]
   found.reads = 2, found.grams = 1, found.x = starts.select(1, 0);
   if (starts.size(1) == 1) return found;
@@ -134,7 +121,7 @@ Start asinh_start(const RegressionPoint& x, const RegressionSettings& settings) 
   found.reads += 1;
   double best = -1;
   for (int64_t k = 0; k < starts.size(1); ++k) {
-    const double fit = likeness(z[k], x, settings.kind);
+    const double fit = likeness(z[k], data, settings.kind);
     if (fit > best) best = fit, found.x = starts.select(1, k);
   }
   return found;
@@ -142,13 +129,14 @@ Start asinh_start(const RegressionPoint& x, const RegressionSettings& settings) 
 
 }  // namespace
 
-Start starting_point(const RegressionPoint& x, const RegressionSettings& settings) {
+Start starting_point(const RegressionData& data, const RegressionSettings& settings) {
+  const RegressionPoint& x = data.problem();
   const int64_t d = x.A.size(-1);
   Start start;
   if (x.b.numel() > 0 && d > 0 && x.b.isfinite().all().item<bool>())
-    start = settings.kind == "exp"    ? log_start(x, settings)
-            : settings.kind == "cosh" ? spectral_start(x, settings)
-                                      : asinh_start(x, settings);
+    start = settings.kind == "exp"    ? log_start(data, settings)
+            : settings.kind == "cosh" ? spectral_start(data, settings)
+                                      : asinh_start(data, settings);
   if (!start.x.defined() || !start.x.isfinite().all().item<bool>())
     start.x = at::linspace(.5, 1, d, at::kDouble) / (d > 0 ? d : 1);  // nothing to go by
   start.x = start.x.to(x.b.options());

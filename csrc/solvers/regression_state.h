@@ -15,7 +15,7 @@
 
 #include "direction.h"
 #include "quasi_newton.h"
-#include "regression.h"
+#include "regression_data.h"
 
 namespace torch_rescaled::solvers {
 
@@ -24,15 +24,6 @@ using Numbers = rescaled::RegressionStatistics;
 using Model = rescaled::RegressionModel;
 
 inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-template <size_t kCount>
-std::array<double, kCount> numbers(const Tensor& t) {
-  const Tensor host = wide(t);
-  std::array<double, kCount> out{};
-  std::copy_n(host.const_data_ptr<double>(), kCount, out.begin());
-  return out;
-}
-using Point = std::array<double, Numbers::count>;
 
 // How much lower the loss is at `to`, in units of the loss's scale at `from`; -inf where it is not a number.
 inline double gain(const Point& from, const Point& to) {
@@ -51,7 +42,7 @@ inline double relative_size(const Tensor& gradient, const Tensor& noise) {
 // The quadratic models of the gain along a direction, from its products with the rows.
 struct Models {
   double slope, gauss_newton, full, largest;
-  Models(const std::array<double, Model::count>& m, double square)
+  Models(const ModelNumbers& m, double square)
       : slope(m[Model::slope]),
         gauss_newton(m[Model::diagonal] - 2 * m[Model::p] * m[Model::q] + square * m[Model::p] * m[Model::p]),
         full(gauss_newton + m[Model::diagonal_rest] - 2 * m[Model::p] * m[Model::q_rest]),

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The rows of a regression as its solver sees them: what is known of all of them together. Vectors of n numbers belong
+// to these rows; numbers, gradients and Hessians to the whole problem.
+#pragma once
+#include <ATen/TensorOperators.h>
+
+#include <algorithm>
+#include <array>
+
+#include "direction.h"
+#include "regression.h"
+
+namespace torch_rescaled::solvers {
+
+template <size_t kCount>
+std::array<double, kCount> numbers(const Tensor& t) {
+  const Tensor host = wide(t);
+  std::array<double, kCount> out{};
+  std::copy_n(host.const_data_ptr<double>(), kCount, out.begin());
+  return out;
+}
+using Point = std::array<double, rescaled::RegressionStatistics::count>;
+using ModelNumbers = std::array<double, rescaled::RegressionModel::count>;
+
+class RegressionData {
+ public:
+  explicit RegressionData(const RegressionPoint& problem) : problem_(problem) {}
+  const RegressionPoint& problem() const { return problem_; }
+  int64_t columns() const { return problem_.A.size(-1); }
+  int64_t rows() const { return problem_.b.numel(); }
+  at::TensorOptions options() const { return problem_.b.options(); }
+
+  // One read of A each.
+  Tensor matvec(const Tensor& v) const;
+  struct Evaluation {
+    Point point;
+    Tensor gradient;  // float64, in the units of the point
+  };
+  Evaluation evaluate(const Tensor& x, const RegressionSettings&) const;
+  // A Gram too: gradient, Hessian and noise of the vectors `rows` (RegressionRows), float64 on the CPU. `square`: of
+  // RegressionStatistics.
+  RegressionCurvature curvature(const Tensor& rows, double square, c10::string_view curvature) const;
+  // The same of A^T right, A^T diag(weight) A + square (A^T p)(A^T p)^T.
+  RegressionCurvature weighted_gram(const Tensor& right, const Tensor& weight, const Tensor& p, double square) const;
+
+  // No read. Numbers at logits + steps[k] direction, float64 on the CPU [K, count]; of the logits alone with K = 1.
+  Tensor statistics(const Tensor& logits, const Tensor& direction, const Tensor& steps,
+                    const RegressionSettings&) const;
+  Point point(const Tensor& logits, const RegressionSettings&) const;
+  Point point(const Tensor& logits, const Tensor& direction, double step, const RegressionSettings&) const;
+  Tensor vectors(const Tensor& logits, const Point& point, const RegressionSettings&) const;  // RegressionRows
+  ModelNumbers model(const Tensor& vectors, const Tensor& direction) const;
+
+ private:
+  const RegressionPoint& problem_;
+};
+
+}  // namespace torch_rescaled::solvers
