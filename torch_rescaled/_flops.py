@@ -6,6 +6,7 @@ one that an absent argument or an output not asked for makes superfluous is not 
 causality is not subtracted.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -101,9 +102,10 @@ def _double_backward(
 
 
 def _elements(A: Shape, *vectors: Shape | None) -> int:
-    """Numbers of A read: n d for every problem of the broadcast batch."""
-    count = A[-1] * A[-2]
-    batches = [A[:-2], *(v[:-1] for v in vectors if v is not None)]
+    """Numbers of A read: n d, or the values of a sparse A, for every problem of the broadcast batch."""
+    suffix = len(A) - (len(vectors[0]) - 1) if vectors and vectors[0] is not None else 2
+    count = math.prod(A[len(A) - suffix :])
+    batches = [A[: len(A) - suffix], *(v[:-1] for v in vectors if v is not None)]
     for sizes in zip(*batches, strict=True):
         count *= 0 if 0 in sizes else max(sizes)
     return int(count)

@@ -16,6 +16,7 @@ from torch_rescaled import _library as _library
 _OPS = torch.ops.torch_rescaled
 _WITHOUT_GRADIENT = {"mask", "dropout_seed", "x0", "X0", "state", "statistics", "steps", "moment_p", "moment_q"}
 _WITHOUT_GRADIENT |= {"target_rows", "target_columns", "target_values", "tangents", "weight"}
+_WITHOUT_GRADIENT |= {"crow_indices", "col_indices"}
 
 
 def _rule(op: torch._ops.OpOverload) -> Callable[..., Any]:

@@ -37,6 +37,9 @@
 #define REGRESSION_GRADIENTS \
   "Tensor grad_A, Tensor grad_b, Tensor grad_x, Tensor grad_row_weight, Tensor grad_penalty_weight"
 #define REGRESSION_SETTINGS "str kind, str form"
+// Of a sparse A, whose values [*L, nnz] stand in its place: crow_indices [*L, n + 1], col_indices [*L, nnz].
+#define PATTERN "Tensor? crow_indices=None, Tensor? col_indices=None"
+#define REGRESSION_CSR "Tensor crow_indices, Tensor col_indices, Tensor values, SymInt n_columns, Tensor b, Tensor x"
 #define REGRESSION_OPTIONS \
   "*, Tensor? row_weight=None, Tensor? penalty_weight=None, str kind=\"exp\", str form=\"rescaled\""
 #define SOLVER_OPTIONS                                                                              \
@@ -117,6 +120,14 @@ TORCH_LIBRARY(torch_rescaled, m) {
         ", str curvature=\"full\") -> Tensor",
         tags);
 
+  // The same of a sparse A [n, n_columns], by rows; int32 or int64 indices, in any order, what occurs twice is added.
+  m.def("regression_loss_csr(" REGRESSION_CSR ", " REGRESSION_OPTIONS ") -> Tensor", tags);
+  m.def("regression_evaluate_csr(" REGRESSION_CSR ", " REGRESSION_OPTIONS
+        ", str curvature=\"none\") -> (Tensor log_loss, Tensor gradient, Tensor hessian, Tensor log_scale)",
+        tags);
+  m.def("regression_hvp_csr(" REGRESSION_CSR ", Tensor v, " REGRESSION_OPTIONS ", str curvature=\"full\") -> Tensor",
+        tags);
+
   // -(H + damping diag H)^-1 gradient: [*L, d]
   m.def("newton_step(Tensor A, Tensor b, Tensor x, " REGRESSION_OPTIONS
         ", str curvature=\"gauss_newton\", float damping=0.0) -> Tensor",
@@ -154,26 +165,29 @@ TORCH_LIBRARY(torch_rescaled, m) {
         {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
 
   // gradient: in x, saved for the derivatives.
-  m.def("_regression_forward(" REGRESSION ", " REGRESSION_SETTINGS ") -> (Tensor loss, Tensor gradient)", tags);
+  m.def("_regression_forward(" REGRESSION ", " REGRESSION_SETTINGS ", " PATTERN ") -> (Tensor loss, Tensor gradient)", tags);
   m.def("_regression_backward(Tensor? grad_loss, " REGRESSION ", Tensor gradient, " REGRESSION_SETTINGS
-        ", bool[5] need) -> (" REGRESSION_GRADIENTS ")",
+        ", bool[5] need, " PATTERN ") -> (" REGRESSION_GRADIENTS ")",
         tags);
-  m.def("_regression_jvp(" REGRESSION_TANGENTS ", " REGRESSION ", Tensor gradient, " REGRESSION_SETTINGS ") -> Tensor",
+  m.def("_regression_jvp(" REGRESSION_TANGENTS ", " REGRESSION ", Tensor gradient, " REGRESSION_SETTINGS ", " PATTERN
+        ") -> Tensor",
         tags);
   m.def("_regression_double_backward(" REGRESSION_TANGENTS ", Tensor? grad_loss, " REGRESSION
-        ", Tensor gradient, " REGRESSION_SETTINGS ", bool[6] need) -> (Tensor tangent_loss, " REGRESSION_GRADIENTS ")",
+        ", Tensor gradient, " REGRESSION_SETTINGS ", bool[6] need, " PATTERN ") -> (Tensor tangent_loss, " REGRESSION_GRADIENTS
+        ")",
         tags);
 
   // What has no derivative of its own: numbers of a point [*L, 12] float64, scaled gradient [*L, d] float64; products.
-  m.def("_regression_evaluate(" REGRESSION ", " REGRESSION_SETTINGS ") -> (Tensor statistics, Tensor gradient)", tags);
+  m.def("_regression_evaluate(" REGRESSION ", " REGRESSION_SETTINGS ", " PATTERN ") -> (Tensor statistics, Tensor gradient)", tags);
   m.def("_regression_gauss_newton(Tensor A, Tensor b, Tensor x, Tensor? row_weight, " REGRESSION_SETTINGS
         ") -> (Tensor statistics, Tensor gradient, Tensor hessian)",
         tags);
-  m.def("_regression_product(" REGRESSION ", Tensor v, " REGRESSION_SETTINGS ", str curvature) -> Tensor", tags);
-  m.def("_regression_matvec(Tensor A, Tensor v) -> Tensor", tags);
+  m.def("_regression_product(" REGRESSION ", Tensor v, " REGRESSION_SETTINGS ", str curvature, " PATTERN ") -> Tensor",
+        tags);
+  m.def("_regression_matvec(Tensor A, Tensor v, " PATTERN ") -> Tensor", tags);
   // Refuses what the operators refuse, and computes nothing.
   m.def("_regression_check(Tensor A, Tensor b, Tensor? row_weight, Tensor? penalty_weight, " REGRESSION_SETTINGS
-        ") -> ()",
+        ", " PATTERN ", SymInt n_columns=0) -> ()",
         tags);
   // steps [*L, K] float64 -> [*L, K, 12] float64, of logits + step direction; without both K = 1
   m.def("_regression_statistics(Tensor logits, Tensor? direction, Tensor? steps, " TARGET ", " REGRESSION_SETTINGS
@@ -184,7 +198,7 @@ TORCH_LIBRARY(torch_rescaled, m) {
   // rows [*L, 7, n] -> [*L, 7] float64
   m.def("_regression_model(Tensor rows, Tensor direction) -> Tensor", tags);
   m.def(
-      "_regression_curvature(Tensor A, Tensor rows, Tensor statistics, str curvature)"
+      "_regression_curvature(Tensor A, Tensor rows, Tensor statistics, str curvature, " PATTERN ", SymInt n_columns=0)"
       " -> (Tensor gradient, Tensor hessian, Tensor noise)",
       tags);
 

@@ -14,7 +14,7 @@ namespace torch_rescaled::solvers {
 using namespace rescaled::ops;
 using Numbers = rescaled::RegressionStatistics;
 
-Tensor RegressionData::matvec(const Tensor& v) const { return regression_matvec(problem_.A, v); }
+Tensor RegressionData::matvec(const Tensor& v) const { return regression_matvec(problem_.design(), v); }
 
 RegressionData::Evaluation RegressionData::evaluate(const Tensor& x, const RegressionSettings& settings) const {
   RegressionPoint here = problem_;
@@ -26,7 +26,7 @@ RegressionData::Evaluation RegressionData::evaluate(const Tensor& x, const Regre
 RegressionCurvature RegressionData::curvature(const Tensor& rows, double square, c10::string_view curvature) const {
   Tensor statistics = at::zeros({Numbers::count}, rows.options().dtype(at::kDouble));
   statistics[Numbers::square].fill_(square);
-  const RegressionCurvature found = regression_curvature(problem_.A, rows, statistics, curvature);
+  const RegressionCurvature found = regression_curvature(problem_.design(), rows, statistics, curvature);
   return {wide(found.gradient), wide(found.hessian), wide(found.noise)};
 }
 

@@ -47,8 +47,8 @@ SolveMethod choose_method(const Tensor& A, const Tensor& b, double& gram_ratio) 
   for (const int64_t first : {int64_t{0}, n / 2}) {
     const Tensor part = A.narrow(0, first, rows), zero = at::zeros({rows}, b.options()), one = at::ones_like(zero);
     const Tensor resident = at::stack({zero, one, zero, zero, zero, zero, zero});
-    read = std::min(read, seconds_of([&] { regression_matvec(part, v); }));
-    both = std::min(both, seconds_of([&] { regression_curvature(part, resident, numbers, "gauss_newton"); }));
+    read = std::min(read, seconds_of([&] { regression_matvec({part}, v); }));
+    both = std::min(both, seconds_of([&] { regression_curvature({part}, resident, numbers, "gauss_newton"); }));
   }
   gram_ratio = std::max(both / read - 1, 0.);
   return gram_ratio > 1 ? SolveMethod::lbfgs : SolveMethod::newton;

@@ -110,7 +110,7 @@ Four solve(SOLVE_POINT, RESCALED_REGRESSION_SETTINGS, SOLVE_OPTIONS) {
 // H(x)^-1 v, with the Hessian's scale put back.
 Tensor inverse_hessian_times(const RegressionPoint& x, const RegressionSettings& settings, const Tensor& v) {
   const ResidentPoint at = resident_point(x, settings);
-  const RegressionCurvature found = regression_curvature(x.A, at.rows, at.statistics, "full");
+  const RegressionCurvature found = regression_curvature(x.design(), at.rows, at.statistics, "full");
   const Tensor hessian = found.hessian.to(at::kDouble);
   const Tensor finite = hessian.isfinite().flatten(-2).all(-1).unsqueeze(-1);  // of a solve that failed: NaN
   const Tensor solved = symmetric_solve(at::where(finite.unsqueeze(-1), hessian, 0), v.to(at::kDouble), 1e-13);
@@ -126,7 +126,8 @@ RegressionPoint second_derivative(const RegressionPoint& along, const Regression
   const Tensor one = at::ones_symint(full, at.b.options());
   const auto d = op.call(maybe(along.A), maybe(along.b), maybe(along.x), maybe(along.row_weight),
                          maybe(along.penalty_weight), one, at.A, at.b, at.x, maybe(at.row_weight),
-                         maybe(at.penalty_weight), at.x, settings.kind, settings.form, need);
+                         maybe(at.penalty_weight), at.x, settings.kind, settings.form, need, maybe(at.pattern.crow_indices),
+                         maybe(at.pattern.col_indices));
   return {std::get<1>(d), std::get<2>(d), std::get<3>(d), std::get<4>(d), std::get<5>(d)};
 }
 

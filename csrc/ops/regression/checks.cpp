@@ -18,12 +18,35 @@ void check_settings(const char* op, const RegressionSettings& settings) {
                  "form 'rescaled', 'normalized' or 'plain', got '", settings.form, "'");
 }
 
-void check_matrix(const char* op, const Tensor& A) {
+// The components of a sparse A, but for the indices' values.
+void check_pattern(const char* op, const Design& A) {
+  const auto& [crow, col, columns] = A.pattern;
+  RESCALED_CHECK(VALUE, crow.defined() && col.defined(), op, "crow_indices and col_indices together, got one of them");
+  for (const Named& t : {Named{"crow_indices", crow}, {"col_indices", col}}) {
+    RESCALED_CHECK(TYPE, t.tensor.scalar_type() == at::kInt || t.tensor.scalar_type() == at::kLong, op, t.name,
+                   " of dtype int32 or int64, got ", t.tensor.scalar_type());
+    RESCALED_CHECK(VALUE, t.tensor.layout() == at::kStrided, op, "a dense (strided) ", t.name, ", got layout ",
+                   t.tensor.layout());
+    check_device(op, t.name, t.tensor, "values", A.A);
+  }
+  RESCALED_CHECK(TYPE, crow.scalar_type() == col.scalar_type(), op, "col_indices of crow_indices' dtype ",
+                 crow.scalar_type(), ", got ", col.scalar_type());
+  RESCALED_CHECK(VALUE, crow.dim() >= 1 && crow.sym_size(-1) >= 1, op,
+                 "crow_indices of shape [*, rows + 1], at least [1], got ", shape(crow));
+  RESCALED_CHECK(VALUE, A.A.dim() >= 1, op, "values of shape [*, nnz], got ", shape(A.A));
+  RESCALED_CHECK(VALUE, col.dim() >= 1 && col.sym_size(-1) == A.A.sym_size(-1), op, "col_indices of shape [*, ",
+                 A.A.sym_size(-1), "] to match values, got ", shape(col));
+  RESCALED_CHECK(VALUE, columns >= 0, op, "n_columns >= 0, got ", columns);
+}
+
+void check_matrix(const char* op, const Design& design) {
+  const Tensor& A = design.A;
   RESCALED_CHECK(NOT_IMPLEMENTED, !A.is_nested(), op, "A to be a dense torch.Tensor, got a nested one");
   check_has_kernels(op, "A", A);
   RESCALED_CHECK(TYPE, floating(A.scalar_type()), op, "A of dtype float32, float64, bfloat16 or float16, got ",
                  A.scalar_type());
   RESCALED_CHECK(VALUE, A.layout() == at::kStrided, op, "a dense (strided) A, got layout ", A.layout());
+  if (design.sparse()) return check_pattern(op, design);
   RESCALED_CHECK(VALUE, A.dim() >= 2, op, "A of at least 2 dimensions [*, n, d], got ", shape(A));
 }
 
@@ -40,26 +63,65 @@ void check_vector(const char* op, const Tensor& A, const Named& v, const char* w
                  "] to match A's ", what, ", got ", shape(v.tensor));
 }
 
+// A and a vector with equal numbers of leading dimensions.
+void check_matrix_and_vector(const char* op, const Design& A, const Named& v, const char* what,
+                             const c10::SymInt& size) {
+  check_matrix(op, A);
+  check_vector(op, A.A, v, what, size);
+  const int64_t rank = A.A.dim() - A.suffix();
+  RESCALED_CHECK(VALUE, v.tensor.dim() - 1 == rank, op, v.name, " with A's ", rank, " leading dimensions, got ",
+                 shape(v.tensor));
+  const std::vector<c10::SymInt> full = leading_sizes({A.A, {}, v.tensor, {}, {}, A.pattern});
+  check_leading(op, "A", A.A, A.suffix(), full), check_leading(op, v.name, v.tensor, 1, full);
+  check_batch_rank(op, full);
+}
+
 }  // namespace
 
 std::vector<c10::SymInt> leading_sizes(const RegressionPoint& x) {
-  return leading_sizes({{x.A, 2}, {x.b, 1}, {x.x, 1}, {x.row_weight, 1}, {x.penalty_weight, 1}});
+  return leading_sizes({{x.A, x.design().suffix()},
+                        {x.b, 1},
+                        {x.x, 1},
+                        {x.row_weight, 1},
+                        {x.penalty_weight, 1},
+                        {x.pattern.crow_indices, 1},
+                        {x.pattern.col_indices, 1}});
 }
 
 void check_regression(const char* op, const RegressionPoint& x, const RegressionSettings& settings) {
   check_settings(op, settings);
-  check_matrix(op, x.A);
-  const c10::SymInt n = x.A.sym_size(-2), d = x.A.sym_size(-1);
+  const Design A = x.design();
+  check_matrix(op, A);
+  const c10::SymInt n = A.rows(), d = A.columns();
   check_vector(op, x.A, {"b", x.b}, "rows", n);
   if (x.x.defined()) check_vector(op, x.A, {"x", x.x}, "columns", d);
   for (const Named& w : {Named{"row_weight", x.row_weight}, {"penalty_weight", x.penalty_weight}})
     if (w.tensor.defined()) check_vector(op, x.A, w, "rows", n);
   const std::vector<c10::SymInt> full = leading_sizes(x);
-  check_leading(op, "A", x.A, 2, full);
-  for (const Named& v :
-       {Named{"b", x.b}, {"x", x.x}, {"row_weight", x.row_weight}, {"penalty_weight", x.penalty_weight}})
+  check_leading(op, A.sparse() ? "values" : "A", x.A, A.suffix(), full);
+  for (const Named& v : {Named{"b", x.b},
+                         {"x", x.x},
+                         {"row_weight", x.row_weight},
+                         {"penalty_weight", x.penalty_weight},
+                         {"crow_indices", x.pattern.crow_indices},
+                         {"col_indices", x.pattern.col_indices}})
     if (v.tensor.defined()) check_leading(op, v.name, v.tensor, 1, full);
   check_batch_rank(op, full);
+}
+
+void check_indices(const char* op, const Design& A) {
+  const auto& [crow, col, columns] = A.pattern;
+  const int64_t nonzeros = A.A.size(-1);
+  const Tensor first = crow.select(-1, 0), last = crow.select(-1, -1), counts = crow.diff();
+  RESCALED_CHECK(VALUE, (first == 0).all().item<bool>() && (last == nonzeros).all().item<bool>(), op,
+                 "crow_indices from 0 to the number of values, ", nonzeros, ", got ", first.min().item<int64_t>(),
+                 " to ", last.max().item<int64_t>());
+  RESCALED_CHECK(VALUE, (counts >= 0).all().item<bool>(), op,
+                 "crow_indices that never decrease, got a row of ", counts.min().item<int64_t>(), " values");
+  if (col.numel() == 0) return;
+  const int64_t least = col.min().item<int64_t>(), most = col.max().item<int64_t>();
+  RESCALED_CHECK(VALUE, least >= 0 && most < columns.expect_int(), op, "col_indices from 0 to n_columns - 1 = ",
+                 columns - 1, ", got ", least, " to ", most);
 }
 
 void check_curvature(const char* op, c10::string_view curvature, bool with_none) {
@@ -71,16 +133,20 @@ void check_curvature(const char* op, c10::string_view curvature, bool with_none)
 }
 
 void check_direction(const char* op, const RegressionPoint& x, const Tensor& v) {
-  check_vector(op, x.A, {"v", v}, "columns", x.A.sym_size(-1));
+  check_vector(op, x.A, {"v", v}, "columns", x.design().columns());
   const std::vector<c10::SymInt> full = leading_sizes(x);
   check_leading(op, "v", v, 1, full);
 }
 
 void check_regression_point(const char* op, const RegressionPoint& x, const RegressionSettings& settings) {
   check_regression(op, x, settings);
-  const int64_t rank = x.A.dim() - 2;
-  for (const Named& v :
-       {Named{"b", x.b}, {"x", x.x}, {"row_weight", x.row_weight}, {"penalty_weight", x.penalty_weight}})
+  const int64_t rank = x.A.dim() - x.design().suffix();
+  for (const Named& v : {Named{"b", x.b},
+                         {"x", x.x},
+                         {"row_weight", x.row_weight},
+                         {"penalty_weight", x.penalty_weight},
+                         {"crow_indices", x.pattern.crow_indices},
+                         {"col_indices", x.pattern.col_indices}})
     RESCALED_CHECK(VALUE, !v.tensor.defined() || v.tensor.dim() - 1 == rank, op, v.name, " with A's ", rank,
                    " leading dimensions, got ", shape(v.tensor));
 }
@@ -90,18 +156,12 @@ void check_regression_product(const RegressionPoint& x, const Tensor& v, const R
   const char* op = "_regression_product";
   check_regression_point(op, x, settings);
   check_direction(op, x, v);
-  RESCALED_CHECK(VALUE, v.dim() == x.x.dim(), op, "v with A's ", x.A.dim() - 2, " leading dimensions, got ", shape(v));
+  RESCALED_CHECK(VALUE, v.dim() == x.x.dim(), op, "v with A's ", x.x.dim() - 1, " leading dimensions, got ", shape(v));
   check_curvature(op, curvature, /*with_none=*/false);
 }
 
-void check_regression_matvec(const Tensor& A, const Tensor& v) {
-  const char* op = "_regression_matvec";
-  check_matrix(op, A);
-  check_vector(op, A, {"v", v}, "columns", A.sym_size(-1));
-  RESCALED_CHECK(VALUE, v.dim() == A.dim() - 1, op, "v with A's ", A.dim() - 2, " leading dimensions, got ", shape(v));
-  const std::vector<c10::SymInt> full = leading_sizes({A, {}, v, {}, {}});
-  check_leading(op, "A", A, 2, full), check_leading(op, "v", v, 1, full);
-  check_batch_rank(op, full);
+void check_regression_matvec(const Design& A, const Tensor& v) {
+  check_matrix_and_vector("_regression_matvec", A, {"v", v}, "columns", A.columns());
 }
 
 void check_resident(const Tensor& logits, const RegressionPoint& x, const RegressionSettings& settings) {

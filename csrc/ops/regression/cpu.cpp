@@ -9,6 +9,7 @@ namespace rescaled::ops {
 namespace {
 
 struct Cpu {
+  static constexpr bool kSparse = true;
   static bool serves(const Tensor&, bool) { return true; }
 #define RESCALED_CPU_PASS(name) \
   static void name(RegressionParameters& p, const Tensor&) { execute(regression_cpu_kernels().name(p), p); }

@@ -19,6 +19,7 @@ namespace rescaled::ops {
 namespace {
 
 struct Cuda {
+  static constexpr bool kSparse = false;
   // Where they do not, the formulas are as right; they read A once for every product with it.
   static bool serves(const Tensor& t, bool is_empty) {
     return !is_empty && cuda_serves(CudaFamily::regression, t.device());

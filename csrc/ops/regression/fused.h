@@ -2,51 +2,21 @@
 // The regression family by the kernels of a device: checks, outputs, parameters. A `Device` has, all static,
 //
 //   bool serves(const Tensor& like, bool empty)    else the plain-tensor formulas do
+//   bool kSparse    whether it has kernels for a sparse A (csr.h); else the formulas do
 //   void evaluate(RegressionParameters&, const Tensor& like)    and gauss_newton, product, matvec, statistics, rows,
 //                                                  model, curvature; brings the workspace, never gets an empty batch
 #pragma once
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "../../kernels/regression/parameters.h"
-#include "../batch.h"
 #include "checks.h"
+#include "csr.h"
+#include "parameters.h"
 #include "plain.h"
 #include "primitives.h"
 #include "resident.h"
 
 namespace rescaled::ops {
-
-// All leading dimensions, each a tensor's size or 1, in their order.
-class Problems : public Batch {
- public:
-  explicit Problems(const RegressionPoint& x) : Batch(concrete(leading_sizes(x))) {
-    for (size_t d = 0; d < full_.size(); ++d)
-      if (full_[d] != 1) order_.push_back(static_cast<int64_t>(d));
-  }
-  RegressionParameters parameters() const {
-    RegressionParameters p;
-    set_sizes(p);
-    p.batches = count();
-    return p;
-  }
-};
-
-inline void set(RegressionParameters& p, c10::string_view kind, c10::string_view form) {
-  p.kind = kind == "exp" ? Kind::exp : kind == "cosh" ? Kind::cosh : Kind::sinh;
-  p.form = form == "rescaled" ? Form::rescaled : form == "normalized" ? Form::normalized : Form::plain;
-}
-inline void set(RegressionParameters& p, const Problems& problems, const RegressionPoint& x) {
-  if (x.A.defined()) p.A = problems.input(x.A, 2), p.rows = x.A.size(-2), p.columns = x.A.size(-1);
-  if (x.b.defined()) p.rows = x.b.size(-1);
-  p.b = problems.input(x.b, 1), p.x = problems.input(x.x, 1);
-  p.row_weight = problems.input(x.row_weight, 1), p.penalty_weight = problems.input(x.penalty_weight, 1);
-}
-inline Curvature curvature_of(c10::string_view name) {
-  return name == "full" ? Curvature::full : name == "clipped" ? Curvature::clipped : Curvature::gauss_newton;
-}
-// Numbers that are always float64.
-inline at::TensorOptions wide(const Tensor& like) { return like.options().dtype(at::kDouble); }
 
 // Whether there is nothing for a kernel of this problem.
 inline bool is_empty(const Problems& problems, const RegressionParameters& p, bool with_columns = true) {
@@ -54,14 +24,18 @@ inline bool is_empty(const Problems& problems, const RegressionParameters& p, bo
 }
 
 template <class Device>
-Two evaluate(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS) {
+Two evaluate(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS, RESCALED_PATTERN) {
   const RegressionPoint point = RESCALED_THE_REGRESSION;
-  check_regression_point("_regression_evaluate", point, RESCALED_THE_REGRESSION_SETTINGS);
+  const RegressionSettings settings = RESCALED_THE_REGRESSION_SETTINGS;
+  check_regression_point("_regression_evaluate", point, settings);
+  if (point.pattern.sparse()) {
+    if constexpr (Device::kSparse) return csr_evaluate(point, settings);
+    return plain_regression_evaluate(point, settings);
+  }
   const Problems problems(point);
   RegressionParameters p = problems.parameters();
   set(p, kind, form), set(p, problems, point);
-  if (!Device::serves(A, is_empty(problems, p)))
-    return plain_regression_evaluate(point, RESCALED_THE_REGRESSION_SETTINGS);
+  if (!Device::serves(A, is_empty(problems, p))) return plain_regression_evaluate(point, settings);
   const Tensor statistics = at::empty(problems.full({RegressionStatistics::count}), wide(A)),
                gradient = at::empty(problems.full({p.columns}), wide(A));
   p.statistics = problems.output(statistics, 1), p.vector = problems.output(gradient, 1);
@@ -89,18 +63,23 @@ Three gauss_newton(const Tensor& A, const Tensor& b, const Tensor& x, const Mayb
 }
 
 template <class Device>
-Tensor product(RESCALED_REGRESSION, const Tensor& v, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature) {
+Tensor product(RESCALED_REGRESSION, const Tensor& v, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature,
+               RESCALED_PATTERN) {
   const RegressionPoint point = RESCALED_THE_REGRESSION;
-  check_regression_product(point, v, RESCALED_THE_REGRESSION_SETTINGS, curvature);
+  const RegressionSettings settings = RESCALED_THE_REGRESSION_SETTINGS;
+  check_regression_product(point, v, settings, curvature);
   if (curvature == "clipped")  // not linear in the row sum: it must be known before the pass
-    return plain_regression_product(point, v, RESCALED_THE_REGRESSION_SETTINGS, curvature);
+    return plain_regression_product(point, v, settings, curvature);
+  if (point.pattern.sparse()) {
+    if constexpr (Device::kSparse) return csr_product(point, v, settings, curvature);
+    return plain_regression_product(point, v, settings, curvature);
+  }
   const Problems problems({A, b, x, point.row_weight, point.penalty_weight});
   RegressionParameters p = problems.parameters();
   set(p, kind, form), set(p, problems, point);
   p.curvature = curvature_of(curvature);
   p.v = problems.input(v, 1);
-  if (!Device::serves(A, is_empty(problems, p)))
-    return plain_regression_product(point, v, RESCALED_THE_REGRESSION_SETTINGS, curvature);
+  if (!Device::serves(A, is_empty(problems, p))) return plain_regression_product(point, v, settings, curvature);
   const Tensor scaled = at::empty(problems.full({p.columns}), wide(A)),
                statistics = at::empty(problems.full({RegressionStatistics::count}), wide(A));
   p.vector = problems.output(scaled, 1), p.statistics = problems.output(statistics, 1);
@@ -109,12 +88,17 @@ Tensor product(RESCALED_REGRESSION, const Tensor& v, RESCALED_REGRESSION_SETTING
 }
 
 template <class Device>
-Tensor matvec(const Tensor& A, const Tensor& v) {
-  check_regression_matvec(A, v);
+Tensor matvec(const Tensor& A, const Tensor& v, RESCALED_PATTERN) {
+  const Design design{A, RESCALED_THE_PATTERN(v)};
+  check_regression_matvec(design, v);
+  if (design.sparse()) {
+    if constexpr (Device::kSparse) return csr_matvec(design, v);
+    return plain_regression_matvec(design, v);
+  }
   const Problems problems({A, {}, v, {}, {}});
   RegressionParameters p = problems.parameters();
   set(p, problems, {A, {}, {}, {}, {}});
-  if (!Device::serves(A, is_empty(problems, p))) return plain_regression_matvec(A, v);
+  if (!Device::serves(A, is_empty(problems, p))) return plain_regression_matvec(design, v);
   const Tensor products = at::empty(problems.full({p.rows}), v.options());
   p.v = problems.input(v, 1), p.products = problems.output(products, 1);
   if (!problems.empty()) Device::matvec(p, A);
@@ -174,13 +158,19 @@ Tensor model(const Tensor& rows, const Tensor& direction) {
 }
 
 template <class Device>
-Three curvature(const Tensor& A, const Tensor& rows, const Tensor& statistics, c10::string_view curvature) {
+Three curvature(const Tensor& A, const Tensor& rows, const Tensor& statistics, c10::string_view curvature,
+                RESCALED_PATTERN, c10::SymInt n_columns) {
   check_curvature("_regression_curvature", curvature, /*with_none=*/false);
+  const Design design{A, pattern_of(crow_indices, col_indices, n_columns)};
+  if (design.sparse()) {
+    if constexpr (Device::kSparse) return csr_curvature(design, rows, statistics, curvature);
+    return plain_regression_curvature(design, rows, statistics, curvature);
+  }
   const Problems problems({A, rows.select(-2, 0), {}, {}, {}});
   RegressionParameters p = problems.parameters();
   set(p, problems, {A, {}, {}, {}, {}});
   p.curvature = curvature_of(curvature);
-  if (!Device::serves(A, is_empty(problems, p))) return plain_regression_curvature(A, rows, statistics, curvature);
+  if (!Device::serves(A, is_empty(problems, p))) return plain_regression_curvature(design, rows, statistics, curvature);
   const Tensor vectors = rows.contiguous(), saved = statistics.contiguous();
   p.resident_rows = problems.input(vectors, 2), p.saved_statistics = problems.input(saved, 1);
   const auto options = A.options().dtype(accumulation_type(A));

@@ -6,41 +6,16 @@
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/zeros.h>
 
+#include "design.h"
 #include "resident.h"
 #include "rows.h"
 
 namespace rescaled::ops {
 namespace {
 
-Tensor times_vector(const Tensor& A, const Tensor& x) { return at::matmul(A, x.unsqueeze(-1)).squeeze(-1); }
-Tensor sum_of_rows(const Tensor& A, const Tensor& weights) { return at::matmul(weights.unsqueeze(-2), A).squeeze(-2); }
 Tensor reduced(const Tensor& gradient, const Tensor& like) {
   return gradient.defined() && like.defined() ? gradient.sum_to_size_symint(like.sym_sizes()).to(like.scalar_type())
                                               : Tensor();
-}
-
-// rows x^T, summed over the leading dimensions along which A is broadcast: one product, never larger than A.
-Tensor outer(const Tensor& rows, const Tensor& x, const Tensor& A, const std::vector<c10::SymInt>& full) {
-  const int64_t rank = static_cast<int64_t>(full.size());
-  std::vector<int64_t> of_rows, of_x, summed;
-  for (int64_t d = 0; d < rank; ++d) (A.sym_size(d) == 1 ? summed : of_rows).push_back(d);
-  of_x = of_rows;
-  of_rows.push_back(rank);
-  of_rows.insert(of_rows.end(), summed.begin(), summed.end());
-  of_x.insert(of_x.end(), summed.begin(), summed.end());
-  of_x.push_back(rank);
-  const auto expanded = [&](const Tensor& t) {
-    std::vector<c10::SymInt> sizes = full;
-    sizes.push_back(t.sym_size(-1));
-    return t.expand_symint(sizes);
-  };
-  const int64_t kept = rank - static_cast<int64_t>(summed.size()), last = rank;
-  Tensor left = expanded(rows).permute(of_rows), right = expanded(x).permute(of_x);
-  if (summed.empty())
-    left = left.unsqueeze(-1), right = right.unsqueeze(-2);
-  else
-    left = left.flatten(kept + 1, last), right = right.flatten(kept, last - 1);
-  return at::matmul(left, right).reshape_symint(A.sym_sizes());
 }
 
 // Everything about a point that the formulas start from.
@@ -50,8 +25,8 @@ struct PlainPoint {
   RowValues values;
   PlainPoint(const RegressionPoint& x, const RegressionSettings& settings) {
     const at::ScalarType type = accumulation_type(x.A);
-    point = {x.A.to(type), x.b, x.x, x.row_weight, x.penalty_weight};
-    rows = {times_vector(point.A, point.x), x.b, x.row_weight, x.penalty_weight};
+    point = {x.A.to(type), x.b, x.x, x.row_weight, x.penalty_weight, x.pattern};
+    rows = {times_vector(point.design(), point.x), x.b, x.row_weight, x.penalty_weight};
     values = row_values(rows, settings);
   }
   Tensor restored(const Tensor& t) const {
@@ -68,8 +43,8 @@ struct PlainPoint {
   }
   // Tangents of the rows, given those of the point.
   Rows tangents(const RegressionPoint& t) const {
-    const Tensor moved = t.A.defined() ? times_vector(t.A.to(point.A.scalar_type()), point.x) : Tensor(),
-                 turned = t.x.defined() ? times_vector(point.A, t.x) : Tensor();
+    const Tensor moved = t.A.defined() ? times_vector({t.A.to(point.A.scalar_type()), point.pattern}, point.x) : Tensor(),
+                 turned = t.x.defined() ? times_vector(point.design(), t.x) : Tensor();
     return {plus(moved, turned), t.b, t.row_weight, t.penalty_weight};
   }
 };
@@ -93,13 +68,13 @@ Tensor unscaled(const Tensor& t, const Tensor& log_scale) {
 
 std::tuple<Tensor, Tensor> plain_regression_evaluate(const RegressionPoint& x, const RegressionSettings& settings) {
   const auto [logits, statistics, rows] = resident_point(x, settings);
-  const Tensor gradient = sum_of_rows(x.A.to(logits.scalar_type()), rows.select(-2, RegressionRows::gradient));
+  const Tensor gradient = sum_of_rows({x.A.to(logits.scalar_type()), x.pattern}, rows.select(-2, RegressionRows::gradient));
   return {statistics.contiguous(), gradient.to(at::kDouble).contiguous()};
 }
 
 Three plain_regression_gauss_newton(const RegressionPoint& x, const RegressionSettings& settings) {
   const ResidentPoint at = resident_point(x, settings);
-  const RegressionCurvature found = regression_curvature(x.A, at.rows, at.statistics, "gauss_newton");
+  const RegressionCurvature found = regression_curvature(x.design(), at.rows, at.statistics, "gauss_newton");
   return {at.statistics.contiguous(), found.gradient.to(at::kDouble), found.hessian.contiguous()};
 }
 
@@ -107,21 +82,21 @@ Tensor plain_regression_product(const RegressionPoint& x, const Tensor& v, const
                                 c10::string_view curvature) {
   using Row = RegressionRows;
   const ResidentPoint at = resident_point(x, settings);
-  const Tensor t = regression_matvec(x.A, v), statistics = at.statistics;
+  const Tensor t = regression_matvec(x.design(), v), statistics = at.statistics;
   const auto row = [&](int64_t i) { return at.rows.select(-2, i); };
   Tensor diagonal = row(Row::diagonal), q = row(Row::q);
   if (curvature == "clipped") diagonal = diagonal + row(Row::diagonal_rest).clamp_min(0);
   if (curvature == "full") diagonal = diagonal + row(Row::diagonal_rest), q = q + row(Row::q_rest);
   const Tensor p = row(Row::p), p_t = (p * t).sum(-1, true), q_t = (q * t).sum(-1, true);
   const Tensor square = statistics.select(-1, RegressionStatistics::square).unsqueeze(-1).to(t.scalar_type());
-  const Tensor scaled = sum_of_rows(x.A.to(t.scalar_type()), diagonal * t - p * (q_t - square * p_t) - q * p_t);
+  const Tensor scaled = sum_of_rows({x.A.to(t.scalar_type()), x.pattern}, diagonal * t - p * (q_t - square * p_t) - q * p_t);
   return unscaled(scaled.to(at::kDouble), statistics.select(-1, RegressionStatistics::log_scale)).to(t.scalar_type());
 }
 
 std::tuple<Tensor, Tensor> plain_regression_forward(const RegressionPoint& x, const RegressionSettings& settings) {
   const PlainPoint at(x, settings);
   const Tensor loss = plus(at.restored(scaled_loss(at.values)), penalty(at.rows)).squeeze(-1);
-  return {full_sized(loss, x), sum_of_rows(at.point.A, at.gradient(settings).logits)};
+  return {full_sized(loss, x), sum_of_rows(at.point.design(), at.gradient(settings).logits)};
 }
 
 RegressionPoint plain_regression_backward(const Tensor& grad_loss, const RegressionPoint& x,
@@ -130,9 +105,9 @@ RegressionPoint plain_regression_backward(const Tensor& grad_loss, const Regress
   const Rows g = at.gradient(settings);
   const Tensor grad = grad_loss.unsqueeze(-1);
   RegressionPoint out;
-  if (need[0]) out.A = outer(grad * g.logits, x.x, x.A, leading_sizes(x)).to(x.A.scalar_type());
+  if (need[0]) out.A = outer(grad * g.logits, x.x, x.design(), leading_sizes(x)).to(x.A.scalar_type());
   if (need[1]) out.b = reduced(grad * g.b, x.b);
-  if (need[2]) out.x = reduced(grad * sum_of_rows(at.point.A, g.logits), x.x);
+  if (need[2]) out.x = reduced(grad * sum_of_rows(at.point.design(), g.logits), x.x);
   if (need[3]) out.row_weight = reduced(product(grad, g.row_weight), x.row_weight);
   if (need[4]) out.penalty_weight = reduced(product(grad, g.penalty_weight), x.penalty_weight);
   return out;
@@ -159,14 +134,14 @@ RegressionDoubleBackward plain_regression_double_backward(const RegressionPoint&
   RegressionPoint& d = out.gradients;
   const std::vector<c10::SymInt> full = leading_sizes(x);
   if (need[1]) {
-    d.A = plus(turned.defined() ? outer(turned, x.x, x.A, full) : Tensor(),
-               tangents.x.defined() ? outer(plain, tangents.x, x.A, full) : Tensor());
+    d.A = plus(turned.defined() ? outer(turned, x.x, x.design(), full) : Tensor(),
+               tangents.x.defined() ? outer(plain, tangents.x, x.design(), full) : Tensor());
     if (d.A.defined()) d.A = d.A.to(x.A.scalar_type());
   }
   if (need[2]) d.b = reduced(product(grad, h.b), x.b);
   if (need[3])
-    d.x = reduced(plus(turned.defined() ? sum_of_rows(at.point.A, turned) : Tensor(),
-                       tangents.A.defined() ? sum_of_rows(tangents.A.to(plain.scalar_type()), plain) : Tensor()),
+    d.x = reduced(plus(turned.defined() ? sum_of_rows(at.point.design(), turned) : Tensor(),
+                       tangents.A.defined() ? sum_of_rows({tangents.A.to(plain.scalar_type()), x.pattern}, plain) : Tensor()),
                   x.x);
   if (need[4]) d.row_weight = reduced(product(grad, h.row_weight), x.row_weight);
   if (need[5]) d.penalty_weight = reduced(product(grad, h.penalty_weight), x.penalty_weight);

@@ -16,13 +16,13 @@ Tensor plain_regression_product(const RegressionPoint&, const Tensor& v, const R
                                 c10::string_view curvature);
 using Three = std::tuple<Tensor, Tensor, Tensor>;
 Three plain_regression_gauss_newton(const RegressionPoint&, const RegressionSettings&);
-Tensor plain_regression_matvec(const Tensor& A, const Tensor& v);
+Tensor plain_regression_matvec(const Design& A, const Tensor& v);
 Tensor plain_regression_statistics(const Tensor& logits, const MaybeTensor& direction, const MaybeTensor& steps,
                                    RESCALED_TARGET, RESCALED_REGRESSION_SETTINGS);
 Tensor plain_regression_rows(const Tensor& logits, const Tensor& statistics, RESCALED_TARGET,
                              RESCALED_REGRESSION_SETTINGS);
 Tensor plain_regression_model(const Tensor& rows, const Tensor& direction);
-Three plain_regression_curvature(const Tensor& A, const Tensor& rows, const Tensor& statistics,
+Three plain_regression_curvature(const Design& A, const Tensor& rows, const Tensor& statistics,
                                  c10::string_view curvature);
 
 // (loss, gradient in x) [*L], [*L, d]

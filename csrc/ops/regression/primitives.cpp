@@ -15,8 +15,9 @@ namespace rescaled::ops {
 namespace {
 
 #define POINT_ARGUMENTS x.A, x.b, x.x, maybe(x.row_weight), maybe(x.penalty_weight)
+#define PATTERN_ARGUMENTS maybe(x.pattern.crow_indices), maybe(x.pattern.col_indices)
 
-Two forward(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS) {
+Two forward(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS, RESCALED_PATTERN) {
   const RegressionPoint point = RESCALED_THE_REGRESSION;
   check_regression_point("_regression_forward", point, RESCALED_THE_REGRESSION_SETTINGS);
   const auto [statistics, gradient] = regression_evaluate(point, RESCALED_THE_REGRESSION_SETTINGS);
@@ -27,7 +28,7 @@ Two forward(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS) {
 }
 
 Five backward(const MaybeTensor& grad_loss, RESCALED_REGRESSION, const Tensor& gradient, RESCALED_REGRESSION_SETTINGS,
-              std::array<bool, 5> need) {
+              std::array<bool, 5> need, RESCALED_PATTERN) {
   const RegressionPoint point = RESCALED_THE_REGRESSION;
   check_regression_point("_regression_backward", point, RESCALED_THE_REGRESSION_SETTINGS);
   RegressionPoint d;
@@ -48,7 +49,8 @@ bool only_x(const RegressionPoint& tangents) {
          !tangents.penalty_weight.defined();
 }
 
-Tensor jvp(RESCALED_REGRESSION_TANGENTS, RESCALED_REGRESSION, const Tensor& gradient, RESCALED_REGRESSION_SETTINGS) {
+Tensor jvp(RESCALED_REGRESSION_TANGENTS, RESCALED_REGRESSION, const Tensor& gradient, RESCALED_REGRESSION_SETTINGS,
+           RESCALED_PATTERN) {
   const RegressionPoint tangents = RESCALED_THE_REGRESSION_TANGENTS, point = RESCALED_THE_REGRESSION;
   check_regression_point("_regression_jvp", point, RESCALED_THE_REGRESSION_SETTINGS);
   check_regression_tangents("_regression_jvp", point, tangents);
@@ -57,7 +59,7 @@ Tensor jvp(RESCALED_REGRESSION_TANGENTS, RESCALED_REGRESSION, const Tensor& grad
 }
 
 Six double_backward(RESCALED_REGRESSION_TANGENTS, const MaybeTensor& grad_loss, RESCALED_REGRESSION,
-                    const Tensor& gradient, RESCALED_REGRESSION_SETTINGS, std::array<bool, 6> need) {
+                    const Tensor& gradient, RESCALED_REGRESSION_SETTINGS, std::array<bool, 6> need, RESCALED_PATTERN) {
   const RegressionPoint tangents = RESCALED_THE_REGRESSION_TANGENTS, point = RESCALED_THE_REGRESSION;
   const RegressionSettings settings = RESCALED_THE_REGRESSION_SETTINGS;
   check_regression_point("_regression_double_backward", point, settings);
@@ -90,7 +92,7 @@ Six double_backward(RESCALED_REGRESSION_TANGENTS, const MaybeTensor& grad_loss, 
           finished(need[5], g.penalty_weight, point.penalty_weight, b)};
 }
 
-Two evaluate(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS) {
+Two evaluate(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS, RESCALED_PATTERN) {
   check_regression_point("_regression_evaluate", RESCALED_THE_REGRESSION, RESCALED_THE_REGRESSION_SETTINGS);
   return plain_regression_evaluate(RESCALED_THE_REGRESSION, RESCALED_THE_REGRESSION_SETTINGS);
 }
@@ -102,7 +104,8 @@ Three gauss_newton(const Tensor& A, const Tensor& b, const Tensor& x, const Mayb
   return plain_regression_gauss_newton(point, RESCALED_THE_REGRESSION_SETTINGS);
 }
 
-Tensor product(RESCALED_REGRESSION, const Tensor& v, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature) {
+Tensor product(RESCALED_REGRESSION, const Tensor& v, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature,
+               RESCALED_PATTERN) {
   check_regression_product(RESCALED_THE_REGRESSION, v, RESCALED_THE_REGRESSION_SETTINGS, curvature);
   return plain_regression_product(RESCALED_THE_REGRESSION, v, RESCALED_THE_REGRESSION_SETTINGS, curvature);
 }
@@ -111,20 +114,21 @@ Tensor product(RESCALED_REGRESSION, const Tensor& v, RESCALED_REGRESSION_SETTING
 
 Two regression_forward(const RegressionPoint& x, const RegressionSettings& settings) {
   static const auto op = handle<RegressionForward>("torch_rescaled::_regression_forward");
-  return op.call(POINT_ARGUMENTS, settings.kind, settings.form);
+  return op.call(POINT_ARGUMENTS, settings.kind, settings.form, PATTERN_ARGUMENTS);
 }
 Two regression_evaluate(const RegressionPoint& x, const RegressionSettings& settings) {
   static const auto op = handle<RegressionForward>("torch_rescaled::_regression_evaluate");
-  return op.call(POINT_ARGUMENTS, settings.kind, settings.form);
+  return op.call(POINT_ARGUMENTS, settings.kind, settings.form, PATTERN_ARGUMENTS);
 }
 Three regression_gauss_newton(const RegressionPoint& x, const RegressionSettings& settings) {
+  if (x.pattern.sparse()) return plain_regression_gauss_newton(x, settings);
   static const auto op = handle<RegressionGaussNewton>("torch_rescaled::_regression_gauss_newton");
   return op.call(x.A, x.b, x.x, maybe(x.row_weight), settings.kind, settings.form);
 }
 Tensor regression_product(const RegressionPoint& x, const Tensor& v, const RegressionSettings& settings,
                           c10::string_view curvature) {
   static const auto op = handle<RegressionProduct>("torch_rescaled::_regression_product");
-  return op.call(POINT_ARGUMENTS, v, settings.kind, settings.form, curvature);
+  return op.call(POINT_ARGUMENTS, v, settings.kind, settings.form, curvature, PATTERN_ARGUMENTS);
 }
 
 }  // namespace rescaled::ops

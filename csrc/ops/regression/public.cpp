@@ -8,18 +8,13 @@
 
 #include "../in_float.h"
 #include "checks.h"
+#include "csr.h"
 #include "primitives.h"
+#include "public.h"
 #include "resident.h"
 
 namespace rescaled::ops {
 namespace {
-
-using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-using LossSignature = Tensor(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS);
-using EvaluateSignature = Four(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature);
-using HvpSignature = Tensor(const Tensor& A, const Tensor& b, const Tensor& x, const Tensor& v,
-                            const MaybeTensor& row_weight, const MaybeTensor& penalty_weight,
-                            RESCALED_REGRESSION_SETTINGS, c10::string_view curvature);
 
 // Columns up to which Gauss-Newton's Hessian comes with the gradient's read of A: 1.1 to 2.4 times as fast as two
 // reads there (measured), no faster at 1024, where its triangle fits no cache.
@@ -27,37 +22,34 @@ constexpr int64_t kOneReadColumns = 512;
 
 int64_t leading_rank(const RegressionPoint& x) { return static_cast<int64_t>(leading_sizes(x).size()); }
 
-Tensor regression_loss(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS) {
-  const RegressionPoint point = RESCALED_THE_REGRESSION;
-  const RegressionSettings settings = RESCALED_THE_REGRESSION_SETTINGS;
-  check_regression("regression_loss", point, settings);
+}  // namespace
+
+Tensor public_loss(const char* op, const RegressionPoint& point, const RegressionSettings& settings) {
+  check_regression(op, point, settings);
   return std::get<0>(regression_forward(aligned(point, leading_rank(point)), settings));
 }
 
-Four regression_evaluate_public(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature) {
+Four public_evaluate(const char* op, const RegressionPoint& given, const RegressionSettings& settings,
+              c10::string_view curvature) {
   using Statistics = RegressionStatistics;
-  const RegressionSettings settings = RESCALED_THE_REGRESSION_SETTINGS;
-  check_regression("regression_evaluate", RESCALED_THE_REGRESSION, settings);
-  check_curvature("regression_evaluate", curvature, /*with_none=*/true);
-  const RegressionPoint given = RESCALED_THE_REGRESSION, point = aligned(given, leading_rank(given));
-  const at::ScalarType type = accumulation_type(A);
-  const std::vector<c10::SymInt> full = leading_sizes(point);
-  const auto sized = [&](const c10::SymInt& rows, const c10::SymInt& columns) {
-    std::vector<c10::SymInt> sizes = full;
-    sizes.push_back(rows), sizes.push_back(columns);
-    return sizes;
-  };
+  check_regression(op, given, settings);
+  check_curvature(op, curvature, /*with_none=*/true);
+  const RegressionPoint point = aligned(given, leading_rank(given));
+  const c10::SymInt columns = point.design().columns();
+  const at::ScalarType type = accumulation_type(point.A);
   Tensor statistics, gradient, hessian;
   if (curvature == "none") {
     std::tie(statistics, gradient) = regression_evaluate(point, settings);
-    hessian = at::empty_symint(sized(0, 0), b.options());
-  } else if (curvature == "gauss_newton" && !point.penalty_weight.defined() && A.sym_size(-1) <= kOneReadColumns) {
+    std::vector<c10::SymInt> sizes = leading_sizes(point);
+    sizes.insert(sizes.end(), 2, 0);
+    hessian = at::empty_symint(sizes, point.b.options());
+  } else if (curvature == "gauss_newton" && !point.penalty_weight.defined() && columns <= kOneReadColumns) {
     std::tie(statistics, gradient, hessian) = regression_gauss_newton(point, settings);
   } else {
     // Two reads and one Gram: the full and the clipped Hessian need the row sum before they weigh a row (three Grams in
     // one read take longer wherever a Gram costs more than half a read), and so does a penalty beside a division by it.
     const ResidentPoint at = resident_point(point, settings);
-    const RegressionCurvature found = regression_curvature(point.A, at.rows, at.statistics, curvature);
+    const RegressionCurvature found = regression_curvature(point.design(), at.rows, at.statistics, curvature);
     statistics = at.statistics;
     gradient = found.gradient, hessian = found.hessian;
   }
@@ -66,20 +58,44 @@ Four regression_evaluate_public(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTING
   return {log_loss.to(type), gradient.to(type), hessian, log_scale.to(type)};
 }
 
-Tensor regression_hvp(const Tensor& A, const Tensor& b, const Tensor& x, const Tensor& v, const MaybeTensor& row_weight,
-                      const MaybeTensor& penalty_weight, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature) {
-  const RegressionPoint point = RESCALED_THE_REGRESSION;
-  const RegressionSettings settings = RESCALED_THE_REGRESSION_SETTINGS;
-  check_regression("regression_hvp", point, settings);
-  check_direction("regression_hvp", point, v);
-  check_curvature("regression_hvp", curvature, /*with_none=*/false);
+Tensor public_hvp(const char* op, const RegressionPoint& point, const Tensor& v, const RegressionSettings& settings,
+           c10::string_view curvature) {
+  check_regression(op, point, settings);
+  check_direction(op, point, v);
+  check_curvature(op, curvature, /*with_none=*/false);
   const int64_t leading = std::max(leading_rank(point), v.dim() - 1);
   return regression_product(aligned(point, leading), with_rank(v, leading + 1), settings, curvature);
 }
 
-void regression_check(const Tensor& A, RESCALED_TARGET, RESCALED_REGRESSION_SETTINGS) {
-  check_regression("Regression", {A, b, {}, defined_or(row_weight), defined_or(penalty_weight)},
+namespace {
+
+using LossSignature = Tensor(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS);
+using EvaluateSignature = Four(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature);
+using HvpSignature = Tensor(const Tensor& A, const Tensor& b, const Tensor& x, const Tensor& v,
+                            const MaybeTensor& row_weight, const MaybeTensor& penalty_weight,
+                            RESCALED_REGRESSION_SETTINGS, c10::string_view curvature);
+
+RegressionPoint dense(RESCALED_REGRESSION) { return {A, b, x, defined_or(row_weight), defined_or(penalty_weight)}; }
+
+Tensor regression_loss(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS) {
+  return public_loss("regression_loss", dense(A, b, x, row_weight, penalty_weight), RESCALED_THE_REGRESSION_SETTINGS);
+}
+Four regression_evaluate_public(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature) {
+  return public_evaluate("regression_evaluate", dense(A, b, x, row_weight, penalty_weight), RESCALED_THE_REGRESSION_SETTINGS,
+                  curvature);
+}
+Tensor regression_hvp(const Tensor& A, const Tensor& b, const Tensor& x, const Tensor& v, const MaybeTensor& row_weight,
+                      const MaybeTensor& penalty_weight, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature) {
+  return public_hvp("regression_hvp", dense(A, b, x, row_weight, penalty_weight), v, RESCALED_THE_REGRESSION_SETTINGS,
+             curvature);
+}
+
+void regression_check(const Tensor& A, RESCALED_TARGET, RESCALED_REGRESSION_SETTINGS, RESCALED_PATTERN,
+                      c10::SymInt n_columns) {
+  const Pattern pattern = pattern_of(crow_indices, col_indices, n_columns);
+  check_regression("Regression", {A, b, {}, defined_or(row_weight), defined_or(penalty_weight), pattern},
                    RESCALED_THE_REGRESSION_SETTINGS);
+  if (pattern.sparse()) check_indices("Regression", {A, pattern});
 }
 
 // A is read as it is: autocast must not round it either.

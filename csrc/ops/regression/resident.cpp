@@ -12,29 +12,42 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
+#include "design.h"
+#include "checks.h"
 #include "plain.h"
 #include "rows.h"
 
 namespace rescaled::ops {
 namespace {
 
-using MatvecSignature = Tensor(const Tensor& A, const Tensor& v);
+using MatvecSignature = Tensor(const Tensor& A, const Tensor& v, RESCALED_PATTERN);
 using StatisticsSignature = Tensor(const Tensor& logits, const MaybeTensor& direction, const MaybeTensor& steps,
                                    RESCALED_TARGET, RESCALED_REGRESSION_SETTINGS);
 using RowsSignature = Tensor(const Tensor& logits, const Tensor& statistics, RESCALED_TARGET,
                              RESCALED_REGRESSION_SETTINGS);
 using ModelSignature = Tensor(const Tensor& rows, const Tensor& direction);
 using CurvatureSignature = Three(const Tensor& A, const Tensor& rows, const Tensor& statistics,
-                                 c10::string_view curvature);
+                                 c10::string_view curvature, RESCALED_PATTERN, c10::SymInt n_columns);
 
 Tensor at_column(const Tensor& statistics, int64_t i) { return statistics.select(-1, i).unsqueeze(-1); }
 Tensor row(const Tensor& rows, int64_t i) { return rows.select(-2, i); }
 
+Tensor matvec(const Tensor& A, const Tensor& v, RESCALED_PATTERN) {
+  const Design design{A, RESCALED_THE_PATTERN(v)};
+  check_regression_matvec(design, v);
+  return plain_regression_matvec(design, v);
+}
+Three curvature(const Tensor& A, const Tensor& rows, const Tensor& statistics, c10::string_view name, RESCALED_PATTERN,
+                c10::SymInt n_columns) {
+  check_curvature("_regression_curvature", name, /*with_none=*/false);
+  return plain_regression_curvature({A, pattern_of(crow_indices, col_indices, n_columns)}, rows, statistics, name);
+}
+
 }  // namespace
 
-Tensor plain_regression_matvec(const Tensor& A, const Tensor& v) {
-  const at::ScalarType type = accumulation_type(A);
-  return at::matmul(A.to(type), v.to(type).unsqueeze(-1)).squeeze(-1);
+Tensor plain_regression_matvec(const Design& A, const Tensor& v) {
+  const at::ScalarType type = accumulation_type(A.A);
+  return times_vector({A.A.to(type), A.pattern}, v.to(type));
 }
 
 static Tensor statistics_at(const Rows& r, const RegressionSettings& settings) {
@@ -101,28 +114,33 @@ Tensor plain_regression_model(const Tensor& rows, const Tensor& direction) {
                    -1);
 }
 
-Three plain_regression_curvature(const Tensor& A, const Tensor& rows, const Tensor& statistics,
+Three plain_regression_curvature(const Design& A, const Tensor& rows, const Tensor& statistics,
                                  c10::string_view curvature) {
-  const at::ScalarType type = accumulation_type(A);
-  const Tensor a = A.to(type);
+  const at::ScalarType type = accumulation_type(A.A);
+  const Design numbers{A.A.to(type), A.pattern};
   Tensor diagonal = row(rows, RegressionRows::diagonal), q = row(rows, RegressionRows::q);
   if (curvature != "gauss_newton") {
     const Tensor rest = row(rows, RegressionRows::diagonal_rest);
     diagonal = diagonal + (curvature == "clipped" ? rest.clamp_min(0) : rest);
     if (curvature == "full") q = q + row(rows, RegressionRows::q_rest);
   }
-  const Tensor sides = at::matmul(at::stack({row(rows, RegressionRows::gradient), row(rows, RegressionRows::p), q}, -2),
-                                  a);  // [*, 3, d]
+  const Tensor vectors = at::stack({row(rows, RegressionRows::gradient), row(rows, RegressionRows::p), q}, -2);
+  Tensor sides, gram, noise;  // [*, 3, d], [*, d, d], [*, d]
+  for_dense_blocks(numbers, [&](const Tensor& a, int64_t first, int64_t count) {
+    const auto part = [&](const Tensor& t) { return count < 0 ? t : t.narrow(-1, first, count); };
+    sides = plus(sides, at::matmul(part(vectors), a));
+    gram = plus(gram, at::matmul(a.mT(), part(diagonal).unsqueeze(-1) * a));
+    noise = plus(noise, at::matmul(part(row(rows, RegressionRows::noise)).unsqueeze(-2), a.square()).squeeze(-2));
+  });
   const Tensor p = sides.select(-2, 1).unsqueeze(-1), qa = sides.select(-2, 2).unsqueeze(-1);
   const Tensor square = at_column(statistics, RegressionStatistics::square).unsqueeze(-1).to(type);
-  const Tensor cross = at::matmul(p, qa.mT()), gram = at::matmul(a.mT(), diagonal.unsqueeze(-1) * a);
-  const Tensor noise = at::matmul(row(rows, RegressionRows::noise).unsqueeze(-2), a.square()).squeeze(-2);
+  const Tensor cross = at::matmul(p, qa.mT());
   return {sides.select(-2, 0).contiguous(), gram - cross - cross.mT() + square * at::matmul(p, p.mT()), noise};
 }
 
-Tensor regression_matvec(const Tensor& A, const Tensor& v) {
+Tensor regression_matvec(const Design& A, const Tensor& v) {
   static const auto op = handle<MatvecSignature>("torch_rescaled::_regression_matvec");
-  return op.call(A, v);
+  return op.call(A.A, v, maybe(A.pattern.crow_indices), maybe(A.pattern.col_indices));
 }
 Tensor regression_statistics(const Tensor& logits, const Tensor& direction, const Tensor& steps,
                              const RegressionPoint& x, const RegressionSettings& settings) {
@@ -137,9 +155,9 @@ Tensor regression_rows(const Tensor& logits, const Tensor& statistics, const Reg
 }
 ResidentPoint resident_point(const RegressionPoint& x, const RegressionSettings& settings) {
   std::vector<c10::SymInt> sizes = leading_sizes(x);
-  sizes.push_back(x.A.sym_size(-2));
+  sizes.push_back(x.design().rows());
   ResidentPoint at;
-  at.logits = regression_matvec(x.A, x.x).expand_symint(sizes);
+  at.logits = regression_matvec(x.design(), x.x).expand_symint(sizes);
   at.statistics = regression_statistics(at.logits, {}, {}, x, settings).squeeze(-2);
   at.rows = regression_rows(at.logits, at.statistics, x, settings);
   return at;
@@ -148,19 +166,20 @@ Tensor regression_model(const Tensor& rows, const Tensor& direction) {
   static const auto op = handle<ModelSignature>("torch_rescaled::_regression_model");
   return op.call(rows, direction);
 }
-RegressionCurvature regression_curvature(const Tensor& A, const Tensor& rows, const Tensor& statistics,
+RegressionCurvature regression_curvature(const Design& A, const Tensor& rows, const Tensor& statistics,
                                          c10::string_view curvature) {
   static const auto op = handle<CurvatureSignature>("torch_rescaled::_regression_curvature");
-  auto [gradient, hessian, noise] = op.call(A, rows, statistics, curvature);
+  auto [gradient, hessian, noise] = op.call(A.A, rows, statistics, curvature, maybe(A.pattern.crow_indices),
+                                           maybe(A.pattern.col_indices), A.columns());
   return {gradient, hessian, noise};
 }
 
 }  // namespace rescaled::ops
 
 TORCH_LIBRARY_IMPL(torch_rescaled, CompositeExplicitAutograd, m) {
-  m.impl("_regression_matvec", TORCH_FN(rescaled::ops::plain_regression_matvec));
+  m.impl("_regression_matvec", TORCH_FN(rescaled::ops::matvec));
   m.impl("_regression_statistics", TORCH_FN(rescaled::ops::plain_regression_statistics));
   m.impl("_regression_rows", TORCH_FN(rescaled::ops::plain_regression_rows));
   m.impl("_regression_model", TORCH_FN(rescaled::ops::plain_regression_model));
-  m.impl("_regression_curvature", TORCH_FN(rescaled::ops::plain_regression_curvature));
+  m.impl("_regression_curvature", TORCH_FN(rescaled::ops::curvature));
 }

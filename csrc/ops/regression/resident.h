@@ -10,7 +10,7 @@
 namespace rescaled::ops {
 
 // [*L, n, d], [*L, d] -> A v [*L, n]
-Tensor regression_matvec(const Tensor& A, const Tensor& v);
+Tensor regression_matvec(const Design& A, const Tensor& v);
 
 // The numbers of a point (RegressionStatistics), float64, at z + steps[k] t for every k: [*L, K, count]; at z alone (no
 // direction, no steps) with K = 1.
@@ -35,7 +35,7 @@ Tensor regression_model(const Tensor& rows, const Tensor& direction);
 struct RegressionCurvature {
   Tensor gradient, hessian, noise;
 };
-RegressionCurvature regression_curvature(const Tensor& A, const Tensor& rows, const Tensor& statistics,
+RegressionCurvature regression_curvature(const Design& A, const Tensor& rows, const Tensor& statistics,
                                          c10::string_view curvature);
 
 }  // namespace rescaled::ops

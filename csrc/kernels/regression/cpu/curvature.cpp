@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Gradient, Hessian and the gradient's rounding errors from the vectors of a point, in one read of A: the lower
-// triangle of A^T diag(D) A by register tiles, the rest by sums of rows of the same block.
+// triangle of A^T diag(D) A by register tiles, the rest by sums of rows of the same block. A dense, or sparse with few
+// columns.
+#include "csr.h"
 #include "gram.h"
 
 namespace rescaled::RESCALED_ISA {
@@ -79,8 +81,28 @@ static void add_squares(Rows<T> a, int64_t count, int64_t columns, const T* weig
   }
 }
 
+// Rows of A, `ld` wide, zero beyond the last column.
 template <class T>
-static void gram_task(const RegressionParameters& p, int64_t task, const GramParts<T>& parts, GramScratch<T>& s) {
+static void load_block(const RegressionParameters& p, int64_t batch, Block block, int64_t ld, T* to) {
+  pack_block<T>(matrix(p.A, p, batch), block, p.columns, ld, to);
+}
+// Of a sparse A: for the rows of few columns, which tiles multiply faster than pairs of values.
+template <class T>
+static void load_block(const CsrParameters& p, int64_t batch, Block block, int64_t ld, T* to) {
+  std::memset(to, 0, sizeof(T) * block.count * ld);
+  with_rows(p, batch, [&](const auto& a) {
+    for (int64_t r = 0; r < block.count; ++r) {
+      const int64_t row = block.row(r);
+      if (!is_inside(p, a, row, row + 1)) return __atomic_store_n(p.wrong, 1, __ATOMIC_RELAXED);
+      with_values<T>(a.dtype, a.values, [&](auto* values) {
+        for (int64_t k = a.crow[row]; k < a.crow[row + 1]; ++k) to[r * ld + a.col[k]] += static_cast<T>(value_of(values[k]));
+      });
+    }
+  });
+}
+
+template <class T, class P>
+static void gram_task(const P& p, int64_t task, const GramParts<T>& parts, GramScratch<T>& s) {
   const GramTasks<T> tasks(p);
   const int64_t group = task % tasks.groups, part = task / tasks.groups, batch = part / tasks.chunks,
                 begin = part % tasks.chunks * tasks.rows,
@@ -92,7 +114,7 @@ static void gram_task(const RegressionParameters& p, int64_t task, const GramPar
   const int64_t gram_size = (last_panel - first_panel) * triangle.panel_size();
   double* const gram = parts.gram + part * triangle.size() + first_panel * triangle.panel_size();
   double* const sides = parts.sides + part * kSides * p.columns;
-  const InputView A = matrix(p.A, p, batch), rows = matrix(p.resident_rows, p, batch);
+  const InputView rows = matrix(p.resident_rows, p, batch);
   std::memset(gram, 0, sizeof(double) * gram_size), std::memset(s.gram, 0, sizeof(T) * gram_size);
   std::memset(s.sides, 0, sizeof(T) * kSides * s.ld);
   if (group == 0) std::memset(sides, 0, sizeof(double) * kSides * p.columns);
@@ -107,7 +129,7 @@ static void gram_task(const RegressionParameters& p, int64_t task, const GramPar
   int64_t blocks = 0;
   for_blocks(begin, end, kGramRows, [&](Block block) {
     const int64_t count = block.count;
-    pack_block<T>(A, block, p.columns, triangle.padded, s.packed);
+    load_block<T>(p, batch, block, triangle.padded, s.packed);
     const Rows<T> a{s.packed, triangle.padded};
     load_curvature<T>(p, rows, block, s);
     triangle.add(a, count, s.diagonal, first_panel, last_panel, s.panel, s.gram);
@@ -121,8 +143,8 @@ static void gram_task(const RegressionParameters& p, int64_t task, const GramPar
   flush();
 }
 
-template <class T>
-static void gram_run(const RegressionParameters& p, int64_t begin, int64_t end, void* memory) {
+template <class T, class P>
+static void gram_run(const P& p, int64_t begin, int64_t end, void* memory) {
   Arena workspace(p.workspace), arena(memory);
   const GramParts<T> parts(p, workspace);
   GramScratch<T> scratch(p, arena);
@@ -130,8 +152,8 @@ static void gram_run(const RegressionParameters& p, int64_t begin, int64_t end, 
 }
 
 // Sums the chunks' sides into the first's.
-template <class T>
-static void sides_finish(const RegressionParameters& p, int64_t begin, int64_t end, void*) {
+template <class T, class P>
+static void sides_finish(const P& p, int64_t begin, int64_t end, void*) {
   Arena workspace(p.workspace);
   const GramParts<T> parts(p, workspace);
   const GramTasks<T> tasks(p);
@@ -149,8 +171,8 @@ static void sides_finish(const RegressionParameters& p, int64_t begin, int64_t e
 }
 
 // Row i of the Hessian up to the diagonal, and its mirror image.
-template <class T>
-static void hessian_finish(const RegressionParameters& p, int64_t begin, int64_t end, void*) {
+template <class T, class P>
+static void hessian_finish(const P& p, int64_t begin, int64_t end, void*) {
   Arena workspace(p.workspace);
   const GramParts<T> parts(p, workspace);
   const GramTasks<T> tasks(p);
@@ -173,12 +195,12 @@ static void hessian_finish(const RegressionParameters& p, int64_t begin, int64_t
   }
 }
 
-template <class T>
-static RegressionProgram curvature_program(const RegressionParameters& p) {
+template <class T, class P>
+static Program<P> curvature_program(const P& p) {
   const GramTasks<T> tasks(p);
-  return {{{p.batches * tasks.chunks * tasks.groups, bytes_of<GramScratch<T>>(p), gram_run<T>},
-           {p.batches, 0, sides_finish<T>},
-           {p.batches * p.columns, 0, hessian_finish<T>}},
+  return {{{p.batches * tasks.chunks * tasks.groups, bytes_of<GramScratch<T>>(p), gram_run<T, P>},
+           {p.batches, 0, sides_finish<T, P>},
+           {p.batches * p.columns, 0, hessian_finish<T, P>}},
           3,
           bytes_of<GramParts<T>>(p)};
 }
@@ -186,6 +208,9 @@ static RegressionProgram curvature_program(const RegressionParameters& p) {
 }  // namespace
 
 RegressionProgram regression_curvature(const RegressionParameters& p) {
+  return p.A.dtype == DType::float64 ? curvature_program<double>(p) : curvature_program<float>(p);
+}
+CsrProgram csr_dense_curvature(const CsrParameters& p) {
   return p.A.dtype == DType::float64 ? curvature_program<double>(p) : curvature_program<float>(p);
 }
 

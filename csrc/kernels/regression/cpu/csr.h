@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Rows of a sparse A: products with a vector, and sums of rows.
+#pragma once
+#include "../../cpu/arena.h"
+#include "../../cpu/convert.h"
+#include "../csr.h"
+#include "rows.h"
+
+namespace rescaled::RESCALED_ISA {
+namespace {
+
+RESCALED_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <class Index>
+struct CsrRows {
+  const void* values;
+  DType dtype;
+  const Index *crow, *col;
+};
+
+RESCALED_INLINE int64_t batch_offset(const CsrParameters& p, const int64_t* strides, int64_t batch) {
+  int64_t offset = 0;
+  for (int d = p.rank - 1; d >= 0; --d) offset += batch % p.sizes[d] * strides[d], batch /= p.sizes[d];
+  return offset;
+}
+template <class Index>
+RESCALED_INLINE CsrRows<Index> csr_rows(const CsrParameters& p, int64_t batch) {
+  const InputView values = matrix(p.A, p, batch);
+  return {values.data, values.dtype, static_cast<const Index*>(p.crow) + batch_offset(p, p.crow_batch, batch),
+          static_cast<const Index*>(p.col) + batch_offset(p, p.col_batch, batch)};
+}
+// Calls f(CsrRows<Index>) with the rows of a problem.
+template <class Function>
+RESCALED_INLINE void with_rows(const CsrParameters& p, int64_t batch, Function f) {
+  if (p.wide)
+    f(csr_rows<int64_t>(p, batch));
+  else
+    f(csr_rows<int32_t>(p, batch));
+}
+
+// Calls f with a pointer to values of the type that they have where the arithmetic is in T.
+template <class T, class Function>
+RESCALED_INLINE void with_values(DType dtype, const void* values, Function f) {
+  if constexpr (sizeof(T) == 8) {
+    f(static_cast<const double*>(values));
+  } else {
+    switch (dtype) {
+      case DType::bfloat16:
+        return f(static_cast<const BFloat16*>(values));
+      case DType::float16:
+        return f(static_cast<const Float16*>(values));
+      default:
+        return f(static_cast<const float*>(values));
+    }
+  }
+}
+
+// Rows of a block: as many as have this many values, which stay in the second-level cache between the two times that
+// they are read; a longer row is a block of its own.
+constexpr int64_t kBlockValues = 1 << 13;
+
+// Whether the rows [first, last) begin and end, and have their columns, where they may.
+template <class Index>
+static bool is_inside(const CsrParameters& p, const CsrRows<Index>& a, int64_t first, int64_t last) {
+  const int64_t begin = a.crow[first];
+  if (begin < 0 || begin > p.nonzeros || (first == 0 && begin != 0)) return false;
+  int64_t end = begin;
+  for (int64_t r = first; r < last; ++r) {
+    const int64_t next = a.crow[r + 1];
+    if (next < end || next > p.nonzeros) return false;
+    end = next;
+  }
+  if (last == p.rows && end != p.nonzeros) return false;
+  using Unsigned = std::conditional_t<sizeof(Index) == 4, uint32_t, uint64_t>;
+  const Unsigned columns = static_cast<Unsigned>(
+      sizeof(Index) == 4 && p.columns > int64_t{UINT32_MAX} ? int64_t{UINT32_MAX} : p.columns);
+  Unsigned outside = 0;  // a negative index is a large number
+  for (int64_t k = begin; k < end; ++k) outside |= static_cast<Unsigned>(static_cast<Unsigned>(a.col[k]) >= columns);
+  return outside == 0;
+}
+
+// The number of the rows from `first` on that a block takes; 0 where an index leads outside.
+template <class Index>
+static int64_t checked_rows(const CsrParameters& p, const CsrRows<Index>& a, int64_t first, int64_t last) {
+  int64_t count = 1;
+  for (const int64_t begin = a.crow[first]; count < kMostRows && first + count < last; ++count)
+    if (a.crow[first + count + 1] - begin > kBlockValues) break;
+  return is_inside(p, a, first, first + count) ? count : 0;
+}
+
+// Calls f(first row, count) for blocks of the rows [first, last), until one has a wrong index.
+template <class Index, class Function>
+RESCALED_INLINE void for_csr_blocks(const CsrParameters& p, const CsrRows<Index>& a, int64_t first, int64_t last,
+                                    Function f) {
+  while (first < last) {
+    const int64_t count = checked_rows(p, a, first, last);
+    if (count == 0) return __atomic_store_n(p.wrong, 1, __ATOMIC_RELAXED);
+    f(first, count);
+    first += count;
+  }
+}
+
+// out[r] = row first + r times x.
+template <class T, class Index>
+static void multiply_csr(const CsrRows<Index>& a, int64_t first, int64_t count, const T* x, T* out) {
+  with_values<T>(a.dtype, a.values, [&](auto* values) {
+    int64_t k = a.crow[first];
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t end = a.crow[first + r + 1];
+      T sum[4] = {};  // an addition takes four times as long as its turn
+      for (; k + 4 <= end; k += 4)
+        RESCALED_UNROLL for (int i = 0; i < 4; ++i) sum[i] += static_cast<T>(value_of(values[k + i])) * x[a.col[k + i]];
+      for (; k < end; ++k) sum[0] += static_cast<T>(value_of(values[k])) * x[a.col[k]];
+      out[r] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    }
+  });
+}
+
+// kWidth sums of a column side by side: one vector operation a value, whatever their number.
+template <int kWidth>
+struct Wide {
+  typedef double Vector __attribute__((vector_size(kWidth * 8)));
+};
+template <>
+struct Wide<1> {
+  using Vector = double;
+};
+
+// acc[column][i] += coefficients[i][row] times the value (or its square), in double: a column may meet any number of
+// rows.
+template <class T, int kWidth, class Index>
+static void scatter_csr(const CsrRows<Index>& a, int64_t first, int64_t count, int vectors, const T* coefficients,
+                        bool squared, double* acc) {
+  using Vector = typename Wide<kWidth>::Vector;
+  with_values<T>(a.dtype, a.values, [&](auto* values) {
+    int64_t k = a.crow[first];
+    for (int64_t r = 0; r < count; ++r) {
+      double weights[kWidth] = {};
+      for (int i = 0; i < vectors; ++i) weights[i] = double{coefficients[i * kMostRows + r]};
+      Vector w;
+      __builtin_memcpy(&w, weights, sizeof w);
+      for (const int64_t end = a.crow[first + r + 1]; k < end; ++k) {
+        double value = static_cast<double>(value_of(values[k]));
+        if (squared) value *= value;
+        double* const to = acc + int64_t{a.col[k]} * kWidth;
+        Vector sum;
+        __builtin_memcpy(&sum, to, sizeof sum);
+        sum += w * value;
+        __builtin_memcpy(to, &sum, sizeof sum);
+      }
+    }
+  });
+}
+RESCALED_INLINE int width_of(int vectors) { return vectors <= 1 ? 1 : vectors <= 2 ? 2 : vectors <= 4 ? 4 : 8; }
+template <class T, class Index>
+RESCALED_INLINE void scatter_csr(const CsrRows<Index>& a, int64_t first, int64_t count, int vectors,
+                                 const T* coefficients, bool squared, double* acc) {
+  switch (width_of(vectors)) {
+    case 1:
+      return scatter_csr<T, 1>(a, first, count, vectors, coefficients, squared, acc);
+    case 2:
+      return scatter_csr<T, 2>(a, first, count, vectors, coefficients, squared, acc);
+    case 4:
+      return scatter_csr<T, 4>(a, first, count, vectors, coefficients, squared, acc);
+    default:
+      return scatter_csr<T, 8>(a, first, count, vectors, coefficients, squared, acc);
+  }
+}
+
+// Chunks of rows with sums of their own, of `width` numbers a column: no more than a quarter of the values' number of
+// them.
+RESCALED_INLINE int64_t most_chunks(const CsrParameters& p, int64_t numbers) {
+  const int64_t most = p.nonzeros / (4 * numbers + 1);
+  return most < 1 ? 1 : most > 64 ? 64 : most;
+}
+RESCALED_INLINE int64_t row_work(const CsrParameters& p) { return p.rows > 0 ? p.nonzeros / p.rows + 8 : 8; }
+
+// Columns of a task that joins the chunks' sums.
+constexpr int64_t kJoinColumns = 2048;
+RESCALED_INLINE int64_t column_blocks(const CsrParameters& p) { return (p.columns + kJoinColumns - 1) / kJoinColumns; }
+
+}  // namespace
+}  // namespace rescaled::RESCALED_ISA
