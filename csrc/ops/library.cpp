@@ -165,7 +165,8 @@ TORCH_LIBRARY(torch_rescaled, m) {
         {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
 
   // gradient: in x, saved for the derivatives.
-  m.def("_regression_forward(" REGRESSION ", " REGRESSION_SETTINGS ", " PATTERN ") -> (Tensor loss, Tensor gradient)", tags);
+  m.def("_regression_forward(" REGRESSION ", " REGRESSION_SETTINGS ", " PATTERN ") -> (Tensor loss, Tensor gradient)",
+        tags);
   m.def("_regression_backward(Tensor? grad_loss, " REGRESSION ", Tensor gradient, " REGRESSION_SETTINGS
         ", bool[5] need, " PATTERN ") -> (" REGRESSION_GRADIENTS ")",
         tags);
@@ -173,12 +174,14 @@ TORCH_LIBRARY(torch_rescaled, m) {
         ") -> Tensor",
         tags);
   m.def("_regression_double_backward(" REGRESSION_TANGENTS ", Tensor? grad_loss, " REGRESSION
-        ", Tensor gradient, " REGRESSION_SETTINGS ", bool[6] need, " PATTERN ") -> (Tensor tangent_loss, " REGRESSION_GRADIENTS
-        ")",
+        ", Tensor gradient, " REGRESSION_SETTINGS ", bool[6] need, " PATTERN
+        ") -> (Tensor tangent_loss, " REGRESSION_GRADIENTS ")",
         tags);
 
   // What has no derivative of its own: numbers of a point [*L, 12] float64, scaled gradient [*L, d] float64; products.
-  m.def("_regression_evaluate(" REGRESSION ", " REGRESSION_SETTINGS ", " PATTERN ") -> (Tensor statistics, Tensor gradient)", tags);
+  m.def("_regression_evaluate(" REGRESSION ", " REGRESSION_SETTINGS ", " PATTERN
+        ") -> (Tensor statistics, Tensor gradient)",
+        tags);
   m.def("_regression_gauss_newton(Tensor A, Tensor b, Tensor x, Tensor? row_weight, " REGRESSION_SETTINGS
         ") -> (Tensor statistics, Tensor gradient, Tensor hessian)",
         tags);
@@ -197,10 +200,10 @@ TORCH_LIBRARY(torch_rescaled, m) {
   m.def("_regression_rows(Tensor logits, Tensor statistics, " TARGET ", " REGRESSION_SETTINGS ") -> Tensor", tags);
   // rows [*L, 7, n] -> [*L, 7] float64
   m.def("_regression_model(Tensor rows, Tensor direction) -> Tensor", tags);
-  m.def(
-      "_regression_curvature(Tensor A, Tensor rows, Tensor statistics, str curvature, " PATTERN ", SymInt n_columns=0)"
-      " -> (Tensor gradient, Tensor hessian, Tensor noise)",
-      tags);
+  m.def("_regression_curvature(Tensor A, Tensor rows, Tensor statistics, str curvature, " PATTERN
+        ", SymInt n_columns=0)"
+        " -> (Tensor gradient, Tensor hessian, Tensor noise)",
+        tags);
 
   // A1 [*, n1, d1], X [*, d1, d2], A2 [*, n2, d2], attn_mask bool -> [*]; one target: B [*, n1, n2], or teacher_query
   // [*, n1, e] and teacher_key [*, n2, e], or crow_indices [*, n1 + 1], col_indices [*, nnz], values [*, nnz]

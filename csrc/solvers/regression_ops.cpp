@@ -124,10 +124,10 @@ RegressionPoint second_derivative(const RegressionPoint& along, const Regression
   static const auto op = handle<RegressionSecond>("torch_rescaled::_regression_double_backward");
   std::vector<c10::SymInt> full = leading_sizes(at);
   const Tensor one = at::ones_symint(full, at.b.options());
-  const auto d = op.call(maybe(along.A), maybe(along.b), maybe(along.x), maybe(along.row_weight),
-                         maybe(along.penalty_weight), one, at.A, at.b, at.x, maybe(at.row_weight),
-                         maybe(at.penalty_weight), at.x, settings.kind, settings.form, need, maybe(at.pattern.crow_indices),
-                         maybe(at.pattern.col_indices));
+  const auto d =
+      op.call(maybe(along.A), maybe(along.b), maybe(along.x), maybe(along.row_weight), maybe(along.penalty_weight), one,
+              at.A, at.b, at.x, maybe(at.row_weight), maybe(at.penalty_weight), at.x, settings.kind, settings.form,
+              need, maybe(at.pattern.crow_indices), maybe(at.pattern.col_indices));
   return {std::get<1>(d), std::get<2>(d), std::get<3>(d), std::get<4>(d), std::get<5>(d)};
 }
 

@@ -46,8 +46,8 @@ struct Regression {
                     maybe(extra[1]))};
   }
   static variable_list double_backward(const Settings& settings, const variable_list& t, const variable_list& grads,
-                                       const variable_list& point, const variable_list& extra, const variable_list& saved,
-                                       const std::vector<bool>& need) {
+                                       const variable_list& point, const variable_list& extra,
+                                       const variable_list& saved, const std::vector<bool>& need) {
     static const auto op = handle<RegressionSecond>("torch_rescaled::_regression_double_backward");
     return to_list(op.call(maybe(t[0]), maybe(t[1]), maybe(t[2]), maybe(t[3]), maybe(t[4]), maybe(grads[0]), point[0],
                            point[1], point[2], maybe(point[3]), maybe(point[4]), saved[1], settings.kind, settings.form,
@@ -71,7 +71,8 @@ using DoubleBackward = Rules<Regression>::DoubleBackward;
 Two forward_autograd(c10::DispatchKeySet keys, RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS, RESCALED_PATTERN) {
   static const auto op = handle<RegressionForward>("torch_rescaled::_regression_forward");
   const auto out = record<Forward>(RESCALED_THE_REGRESSION_SETTINGS, {POINT_LIST, PATTERN_LIST}, [&] {
-    return to_list(op.redispatch(keys & c10::after_autograd_keyset, POINT_ARGUMENTS, kind, form, crow_indices, col_indices));
+    return to_list(
+        op.redispatch(keys & c10::after_autograd_keyset, POINT_ARGUMENTS, kind, form, crow_indices, col_indices));
   });
   return {out[0], out[1]};
 }
@@ -82,9 +83,8 @@ Five backward_autograd(c10::DispatchKeySet keys, const MaybeTensor& grad_loss, R
   static const auto op = handle<RegressionBackward>("torch_rescaled::_regression_backward");
   const variable_list in{defined_or(grad_loss), POINT_LIST, PATTERN_LIST, none(gradient), gradient};
   const auto out = record<Backward>({RESCALED_THE_REGRESSION_SETTINGS, need}, in, [&] {
-    return to_list(
-        op.redispatch(keys & c10::after_autograd_keyset, grad_loss, POINT_ARGUMENTS, gradient, kind, form, need,
-                                 crow_indices, col_indices));
+    return to_list(op.redispatch(keys & c10::after_autograd_keyset, grad_loss, POINT_ARGUMENTS, gradient, kind, form,
+                                 need, crow_indices, col_indices));
   });
   return {out[0], out[1], out[2], out[3], out[4]};
 }
@@ -97,9 +97,8 @@ Tensor jvp_autograd(c10::DispatchKeySet keys, RESCALED_REGRESSION_TANGENTS, RESC
                                 RESCALED_THE_REGRESSION_SETTINGS);
   static const auto op = handle<RegressionJvp>("torch_rescaled::_regression_jvp");
   return record<Jvp>(RESCALED_THE_REGRESSION_SETTINGS, in, [&] {
-    return variable_list{
-        op.redispatch(keys & c10::after_autograd_keyset, TANGENT_ARGUMENTS, POINT_ARGUMENTS, gradient, kind, form,
-                      crow_indices, col_indices)};
+    return variable_list{op.redispatch(keys & c10::after_autograd_keyset, TANGENT_ARGUMENTS, POINT_ARGUMENTS, gradient,
+                                       kind, form, crow_indices, col_indices)};
   })[0];
 }
 

@@ -116,12 +116,12 @@ void check_indices(const char* op, const Design& A) {
   RESCALED_CHECK(VALUE, (first == 0).all().item<bool>() && (last == nonzeros).all().item<bool>(), op,
                  "crow_indices from 0 to the number of values, ", nonzeros, ", got ", first.min().item<int64_t>(),
                  " to ", last.max().item<int64_t>());
-  RESCALED_CHECK(VALUE, (counts >= 0).all().item<bool>(), op,
-                 "crow_indices that never decrease, got a row of ", counts.min().item<int64_t>(), " values");
+  RESCALED_CHECK(VALUE, (counts >= 0).all().item<bool>(), op, "crow_indices that never decrease, got a row of ",
+                 counts.min().item<int64_t>(), " values");
   if (col.numel() == 0) return;
   const int64_t least = col.min().item<int64_t>(), most = col.max().item<int64_t>();
-  RESCALED_CHECK(VALUE, least >= 0 && most < columns.expect_int(), op, "col_indices from 0 to n_columns - 1 = ",
-                 columns - 1, ", got ", least, " to ", most);
+  RESCALED_CHECK(VALUE, least >= 0 && most < columns.expect_int(), op,
+                 "col_indices from 0 to n_columns - 1 = ", columns - 1, ", got ", least, " to ", most);
 }
 
 void check_curvature(const char* op, c10::string_view curvature, bool with_none) {

@@ -34,9 +34,8 @@ struct Indices {
     Sizes of_ends;
     for (const c10::SymInt& size : ends.sym_sizes().slice(0, static_cast<size_t>(ends.dim()) - 1))
       of_ends.push_back(size);
-    const Tensor each = at::arange(A.A.sym_size(-1), ends.options())
-                            .expand_symint(join(of_ends, A.A.sym_size(-1)))
-                            .contiguous();
+    const Tensor each =
+        at::arange(A.A.sym_size(-1), ends.options()).expand_symint(join(of_ends, A.A.sym_size(-1))).contiguous();
     row = at::searchsorted(ends, each, /*out_int32=*/false, /*right=*/true).expand_symint(sizes);
   }
   Tensor taken(const Tensor& vector, const Tensor& index) const {

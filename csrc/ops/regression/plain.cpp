@@ -43,7 +43,8 @@ struct PlainPoint {
   }
   // Tangents of the rows, given those of the point.
   Rows tangents(const RegressionPoint& t) const {
-    const Tensor moved = t.A.defined() ? times_vector({t.A.to(point.A.scalar_type()), point.pattern}, point.x) : Tensor(),
+    const Tensor moved =
+                     t.A.defined() ? times_vector({t.A.to(point.A.scalar_type()), point.pattern}, point.x) : Tensor(),
                  turned = t.x.defined() ? times_vector(point.design(), t.x) : Tensor();
     return {plus(moved, turned), t.b, t.row_weight, t.penalty_weight};
   }
@@ -68,7 +69,8 @@ Tensor unscaled(const Tensor& t, const Tensor& log_scale) {
 
 std::tuple<Tensor, Tensor> plain_regression_evaluate(const RegressionPoint& x, const RegressionSettings& settings) {
   const auto [logits, statistics, rows] = resident_point(x, settings);
-  const Tensor gradient = sum_of_rows({x.A.to(logits.scalar_type()), x.pattern}, rows.select(-2, RegressionRows::gradient));
+  const Tensor gradient =
+      sum_of_rows({x.A.to(logits.scalar_type()), x.pattern}, rows.select(-2, RegressionRows::gradient));
   return {statistics.contiguous(), gradient.to(at::kDouble).contiguous()};
 }
 
@@ -89,7 +91,8 @@ Tensor plain_regression_product(const RegressionPoint& x, const Tensor& v, const
   if (curvature == "full") diagonal = diagonal + row(Row::diagonal_rest), q = q + row(Row::q_rest);
   const Tensor p = row(Row::p), p_t = (p * t).sum(-1, true), q_t = (q * t).sum(-1, true);
   const Tensor square = statistics.select(-1, RegressionStatistics::square).unsqueeze(-1).to(t.scalar_type());
-  const Tensor scaled = sum_of_rows({x.A.to(t.scalar_type()), x.pattern}, diagonal * t - p * (q_t - square * p_t) - q * p_t);
+  const Tensor scaled =
+      sum_of_rows({x.A.to(t.scalar_type()), x.pattern}, diagonal * t - p * (q_t - square * p_t) - q * p_t);
   return unscaled(scaled.to(at::kDouble), statistics.select(-1, RegressionStatistics::log_scale)).to(t.scalar_type());
 }
 
@@ -140,9 +143,10 @@ RegressionDoubleBackward plain_regression_double_backward(const RegressionPoint&
   }
   if (need[2]) d.b = reduced(product(grad, h.b), x.b);
   if (need[3])
-    d.x = reduced(plus(turned.defined() ? sum_of_rows(at.point.design(), turned) : Tensor(),
-                       tangents.A.defined() ? sum_of_rows({tangents.A.to(plain.scalar_type()), x.pattern}, plain) : Tensor()),
-                  x.x);
+    d.x = reduced(
+        plus(turned.defined() ? sum_of_rows(at.point.design(), turned) : Tensor(),
+             tangents.A.defined() ? sum_of_rows({tangents.A.to(plain.scalar_type()), x.pattern}, plain) : Tensor()),
+        x.x);
   if (need[4]) d.row_weight = reduced(product(grad, h.row_weight), x.row_weight);
   if (need[5]) d.penalty_weight = reduced(product(grad, h.penalty_weight), x.penalty_weight);
   return out;

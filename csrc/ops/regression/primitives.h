@@ -15,7 +15,8 @@ using RegressionBackward = Five(const MaybeTensor& grad_loss, RESCALED_REGRESSIO
 using RegressionJvp = Tensor(RESCALED_REGRESSION_TANGENTS, RESCALED_REGRESSION, const Tensor& gradient,
                              RESCALED_REGRESSION_SETTINGS, RESCALED_PATTERN);
 using RegressionSecond = Six(RESCALED_REGRESSION_TANGENTS, const MaybeTensor& grad_loss, RESCALED_REGRESSION,
-                             const Tensor& gradient, RESCALED_REGRESSION_SETTINGS, std::array<bool, 6> need, RESCALED_PATTERN);
+                             const Tensor& gradient, RESCALED_REGRESSION_SETTINGS, std::array<bool, 6> need,
+                             RESCALED_PATTERN);
 using RegressionGaussNewton = Three(const Tensor& A, const Tensor& b, const Tensor& x, const MaybeTensor& row_weight,
                                     RESCALED_REGRESSION_SETTINGS);
 using RegressionProduct = Tensor(RESCALED_REGRESSION, const Tensor& v, RESCALED_REGRESSION_SETTINGS,

@@ -54,8 +54,8 @@ struct Design {
   c10::SymInt columns() const { return sparse() ? pattern.n_columns : A.sym_size(-1); }
 };
 
-// A [*L, n, d] or the values of a sparse one, b [*L, n], x [*L, d], row_weight [*L, n] (undefined: 1), penalty_weight [*L, n] (undefined: 0).
-// Gradients and tangents of them have the same names; undefined ones are zero.
+// A [*L, n, d] or the values of a sparse one, b [*L, n], x [*L, d], row_weight [*L, n] (undefined: 1), penalty_weight
+// [*L, n] (undefined: 0). Gradients and tangents of them have the same names; undefined ones are zero.
 struct RegressionPoint {
   Tensor A, b, x, row_weight, penalty_weight;
   Pattern pattern = {};
@@ -86,13 +86,13 @@ struct RegressionPoint {
 // A point's tensors with the same number of leading dimensions.
 inline RegressionPoint aligned(const RegressionPoint& x, int64_t leading) {
   const Pattern& pattern = x.pattern;
-  return {with_rank(x.A, leading + x.design().suffix()),
-          with_rank(x.b, leading + 1),
-          with_rank(x.x, leading + 1),
-          with_rank(x.row_weight, leading + 1),
-          with_rank(x.penalty_weight, leading + 1),
-          {with_rank(pattern.crow_indices, leading + 1), with_rank(pattern.col_indices, leading + 1),
-           pattern.n_columns}};
+  return {
+      with_rank(x.A, leading + x.design().suffix()),
+      with_rank(x.b, leading + 1),
+      with_rank(x.x, leading + 1),
+      with_rank(x.row_weight, leading + 1),
+      with_rank(x.penalty_weight, leading + 1),
+      {with_rank(pattern.crow_indices, leading + 1), with_rank(pattern.col_indices, leading + 1), pattern.n_columns}};
 }
 
 // The sizes that the leading dimensions of a point's tensors broadcast to, aligned at the right.

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The public regression operators: arguments to the primitives' contract by views.
+#include "public.h"
+
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/log.h>
@@ -10,7 +12,6 @@
 #include "checks.h"
 #include "csr.h"
 #include "primitives.h"
-#include "public.h"
 #include "resident.h"
 
 namespace rescaled::ops {
@@ -30,7 +31,7 @@ Tensor public_loss(const char* op, const RegressionPoint& point, const Regressio
 }
 
 Four public_evaluate(const char* op, const RegressionPoint& given, const RegressionSettings& settings,
-              c10::string_view curvature) {
+                     c10::string_view curvature) {
   using Statistics = RegressionStatistics;
   check_regression(op, given, settings);
   check_curvature(op, curvature, /*with_none=*/true);
@@ -59,7 +60,7 @@ Four public_evaluate(const char* op, const RegressionPoint& given, const Regress
 }
 
 Tensor public_hvp(const char* op, const RegressionPoint& point, const Tensor& v, const RegressionSettings& settings,
-           c10::string_view curvature) {
+                  c10::string_view curvature) {
   check_regression(op, point, settings);
   check_direction(op, point, v);
   check_curvature(op, curvature, /*with_none=*/false);
@@ -81,13 +82,13 @@ Tensor regression_loss(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS) {
   return public_loss("regression_loss", dense(A, b, x, row_weight, penalty_weight), RESCALED_THE_REGRESSION_SETTINGS);
 }
 Four regression_evaluate_public(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature) {
-  return public_evaluate("regression_evaluate", dense(A, b, x, row_weight, penalty_weight), RESCALED_THE_REGRESSION_SETTINGS,
-                  curvature);
+  return public_evaluate("regression_evaluate", dense(A, b, x, row_weight, penalty_weight),
+                         RESCALED_THE_REGRESSION_SETTINGS, curvature);
 }
 Tensor regression_hvp(const Tensor& A, const Tensor& b, const Tensor& x, const Tensor& v, const MaybeTensor& row_weight,
                       const MaybeTensor& penalty_weight, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature) {
   return public_hvp("regression_hvp", dense(A, b, x, row_weight, penalty_weight), v, RESCALED_THE_REGRESSION_SETTINGS,
-             curvature);
+                    curvature);
 }
 
 void regression_check(const Tensor& A, RESCALED_TARGET, RESCALED_REGRESSION_SETTINGS, RESCALED_PATTERN,

@@ -9,17 +9,15 @@ namespace rescaled::ops {
 namespace {
 
 // The components of a sparse A, in the place of A.
-#define RESCALED_CSR                                                                                              \
+#define RESCALED_CSR                                                                                                   \
   const Tensor &crow_indices, const Tensor &col_indices, const Tensor &values, c10::SymInt n_columns, const Tensor &b, \
       const Tensor &x, const MaybeTensor &row_weight, const MaybeTensor &penalty_weight
 #define RESCALED_CSR_AND_VECTOR                                                                                        \
   const Tensor &crow_indices, const Tensor &col_indices, const Tensor &values, c10::SymInt n_columns, const Tensor &b, \
       const Tensor &x, const Tensor &v, const MaybeTensor &row_weight, const MaybeTensor &penalty_weight
-#define RESCALED_THE_CSR                                                    \
-  RegressionPoint {                                                         \
-    values, b, x, defined_or(row_weight), defined_or(penalty_weight), {     \
-      crow_indices, col_indices, n_columns                                  \
-    }                                                                       \
+#define RESCALED_THE_CSR                                                                                       \
+  RegressionPoint {                                                                                            \
+    values, b, x, defined_or(row_weight), defined_or(penalty_weight), { crow_indices, col_indices, n_columns } \
   }
 using LossSignature = Tensor(RESCALED_CSR, RESCALED_REGRESSION_SETTINGS);
 using EvaluateSignature = Four(RESCALED_CSR, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature);
@@ -40,15 +38,15 @@ template <c10::DispatchKey kKey>
 Tensor loss_autocast(RESCALED_CSR, RESCALED_REGRESSION_SETTINGS) {
   const InFloat<kKey> cast;
   return handle<LossSignature>("torch_rescaled::regression_loss_csr")
-      .call(crow_indices, col_indices, values, n_columns, cast(b), cast(x), cast(row_weight), cast(penalty_weight), kind,
-            form);
+      .call(crow_indices, col_indices, values, n_columns, cast(b), cast(x), cast(row_weight), cast(penalty_weight),
+            kind, form);
 }
 template <c10::DispatchKey kKey>
 Four evaluate_autocast(RESCALED_CSR, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature) {
   const InFloat<kKey> cast;
   return handle<EvaluateSignature>("torch_rescaled::regression_evaluate_csr")
-      .call(crow_indices, col_indices, values, n_columns, cast(b), cast(x), cast(row_weight), cast(penalty_weight), kind,
-            form, curvature);
+      .call(crow_indices, col_indices, values, n_columns, cast(b), cast(x), cast(row_weight), cast(penalty_weight),
+            kind, form, curvature);
 }
 template <c10::DispatchKey kKey>
 Tensor hvp_autocast(RESCALED_CSR_AND_VECTOR, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature) {

@@ -12,8 +12,8 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
-#include "design.h"
 #include "checks.h"
+#include "design.h"
 #include "plain.h"
 #include "rows.h"
 
@@ -170,7 +170,7 @@ RegressionCurvature regression_curvature(const Design& A, const Tensor& rows, co
                                          c10::string_view curvature) {
   static const auto op = handle<CurvatureSignature>("torch_rescaled::_regression_curvature");
   auto [gradient, hessian, noise] = op.call(A.A, rows, statistics, curvature, maybe(A.pattern.crow_indices),
-                                           maybe(A.pattern.col_indices), A.columns());
+                                            maybe(A.pattern.col_indices), A.columns());
   return {gradient, hessian, noise};
 }
 

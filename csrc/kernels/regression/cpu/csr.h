@@ -72,8 +72,8 @@ static bool is_inside(const CsrParameters& p, const CsrRows<Index>& a, int64_t f
   }
   if (last == p.rows && end != p.nonzeros) return false;
   using Unsigned = std::conditional_t<sizeof(Index) == 4, uint32_t, uint64_t>;
-  const Unsigned columns = static_cast<Unsigned>(
-      sizeof(Index) == 4 && p.columns > int64_t{UINT32_MAX} ? int64_t{UINT32_MAX} : p.columns);
+  const Unsigned columns =
+      static_cast<Unsigned>(sizeof(Index) == 4 && p.columns > int64_t{UINT32_MAX} ? int64_t{UINT32_MAX} : p.columns);
   Unsigned outside = 0;  // a negative index is a large number
   for (int64_t k = begin; k < end; ++k) outside |= static_cast<Unsigned>(static_cast<Unsigned>(a.col[k]) >= columns);
   return outside == 0;
@@ -100,18 +100,29 @@ RESCALED_INLINE void for_csr_blocks(const CsrParameters& p, const CsrRows<Index>
   }
 }
 
+// Keeps the compiler from making vectors of numbers that come from all over memory: half as fast (measured).
+template <class T>
+RESCALED_INLINE void keep_scalar([[maybe_unused]] T& x) {
+#if defined(__x86_64__)
+  asm("" : "+x"(x));
+#endif
+}
+
 // out[r] = row first + r times x.
 template <class T, class Index>
 static void multiply_csr(const CsrRows<Index>& a, int64_t first, int64_t count, const T* x, T* out) {
-  with_values<T>(a.dtype, a.values, [&](auto* values) {
-    int64_t k = a.crow[first];
+  with_values<T>(a.dtype, a.values, [&, crow = a.crow + first, col = a.col](auto* values) {
+    int64_t k = crow[0];
     for (int64_t r = 0; r < count; ++r) {
-      const int64_t end = a.crow[first + r + 1];
-      T sum[4] = {};  // an addition takes four times as long as its turn
-      for (; k + 4 <= end; k += 4)
-        RESCALED_UNROLL for (int i = 0; i < 4; ++i) sum[i] += static_cast<T>(value_of(values[k + i])) * x[a.col[k + i]];
-      for (; k < end; ++k) sum[0] += static_cast<T>(value_of(values[k])) * x[a.col[k]];
-      out[r] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+      const int64_t end = crow[r + 1];
+      T sum = 0, second = 0, third = 0, fourth = 0;  // an addition takes four times as long as its turn
+      const auto add = [&](T& to, int64_t at) {
+        to += static_cast<T>(value_of(values[at])) * x[col[at]];
+        keep_scalar(to);
+      };
+      for (; k + 4 <= end; k += 4) add(sum, k), add(second, k + 1), add(third, k + 2), add(fourth, k + 3);
+      for (; k < end; ++k) add(sum, k);
+      out[r] = (sum + second) + (third + fourth);
     }
   });
 }
@@ -132,17 +143,20 @@ template <class T, int kWidth, class Index>
 static void scatter_csr(const CsrRows<Index>& a, int64_t first, int64_t count, int vectors, const T* coefficients,
                         bool squared, double* acc) {
   using Vector = typename Wide<kWidth>::Vector;
-  with_values<T>(a.dtype, a.values, [&](auto* values) {
-    int64_t k = a.crow[first];
+  with_values<T>(a.dtype, a.values, [&, crow = a.crow + first, col = a.col](auto* values) {
+    int64_t k = crow[0];
     for (int64_t r = 0; r < count; ++r) {
-      double weights[kWidth] = {};
-      for (int i = 0; i < vectors; ++i) weights[i] = double{coefficients[i * kMostRows + r]};
-      Vector w;
-      __builtin_memcpy(&w, weights, sizeof w);
-      for (const int64_t end = a.crow[first + r + 1]; k < end; ++k) {
+      Vector w = {};
+      if constexpr (kWidth == 1) {
+        w = double{coefficients[r]};
+      } else {  // in registers: numbers written one by one would wait for memory before they are read as one
+        RESCALED_UNROLL for (int i = 0; i < kWidth; ++i) w[i] =
+            i < vectors ? double{coefficients[i * kMostRows + r]} : 0;
+      }
+      for (const int64_t end = crow[r + 1]; k < end; ++k) {
         double value = static_cast<double>(value_of(values[k]));
         if (squared) value *= value;
-        double* const to = acc + int64_t{a.col[k]} * kWidth;
+        double* const to = acc + int64_t{col[k]} * kWidth;
         Vector sum;
         __builtin_memcpy(&sum, to, sizeof sum);
         sum += w * value;
@@ -167,13 +181,21 @@ RESCALED_INLINE void scatter_csr(const CsrRows<Index>& a, int64_t first, int64_t
   }
 }
 
-// Chunks of rows with sums of their own, of `width` numbers a column: no more than a quarter of the values' number of
+// Chunks of rows with sums of their own, of `width` numbers a column: no more than an eighth of the values' number of
 // them.
 RESCALED_INLINE int64_t most_chunks(const CsrParameters& p, int64_t numbers) {
-  const int64_t most = p.nonzeros / (4 * numbers + 1);
+  const int64_t most = p.nonzeros / (8 * numbers + 1);
   return most < 1 ? 1 : most > 64 ? 64 : most;
 }
 RESCALED_INLINE int64_t row_work(const CsrParameters& p) { return p.rows > 0 ? p.nonzeros / p.rows + 8 : 8; }
+
+// A vector of the columns in the type T: itself, or a copy in `scratch`.
+template <class T>
+static const T* column_vector(InputView m, int64_t columns, T* scratch) {
+  if (m.dtype == kDType<T> && m.row == 1) return static_cast<const T*>(m.data);
+  load_vector<T>(m, 0, columns, columns, scratch);
+  return scratch;
+}
 
 // Columns of a task that joins the chunks' sums.
 constexpr int64_t kJoinColumns = 2048;

@@ -14,12 +14,11 @@ RESCALED_INLINE Chunks matvec_chunks(const CsrParameters& p) { return Chunks(p, 
 
 template <class T>
 static void csr_matvec_run(const CsrParameters& p, int64_t begin, int64_t end, void* memory) {
-  T* const v = static_cast<T*>(memory);
   const Chunks chunks = matvec_chunks(p);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t batch = task / chunks.count, chunk = task % chunks.count;
     const OutputView out = matrix(p.products, p, batch);
-    load_vector<T>(matrix(p.v, p, batch), 0, p.columns, p.columns, v);
+    const T* const v = column_vector<T>(matrix(p.v, p, batch), p.columns, static_cast<T*>(memory));
     T products[kMostRows];
     with_rows(p, batch, [&](const auto& a) {
       for_csr_blocks(p, a, chunks.begin(chunk), chunks.end(p, chunk), [&](int64_t first, int64_t count) {
@@ -35,7 +34,9 @@ struct TransposedParts {
   double* sums;  // [batches][groups][chunks][columns][width]
   Chunks chunks;
   int64_t groups, size;
-  static int width(const CsrParameters& p) { return width_of(static_cast<int>(smaller(p.weights_count, kMostVectors))); }
+  static int width(const CsrParameters& p) {
+    return width_of(static_cast<int>(smaller(p.weights_count, kMostVectors)));
+  }
   TransposedParts(const CsrParameters& p, Arena& arena)
       : chunks(p, row_work(p), most_chunks(p, width(p) * p.columns)),
         groups((p.weights_count + kMostVectors - 1) / kMostVectors),
@@ -86,7 +87,8 @@ static void transposed_finish(const CsrParameters& p, int64_t begin, int64_t end
                   last = first + kJoinColumns < p.columns ? first + kJoinColumns : p.columns;
     const OutputView out = matrix(p.sums, p, batch);
     for (int64_t k = 0; k < p.weights_count; ++k) {
-      const double* const from = parts.sums + (batch * parts.groups + k / kMostVectors) * parts.chunks.count * parts.size;
+      const double* const from =
+          parts.sums + (batch * parts.groups + k / kMostVectors) * parts.chunks.count * parts.size;
       for (int64_t j = first; j < last; ++j) {
         double sum = 0;
         for (int64_t c = 0; c < parts.chunks.count; ++c) sum += from[c * parts.size + j * width + k % kMostVectors];

@@ -24,7 +24,7 @@ namespace rescaled {
   {isa::regression_evaluate,   isa::regression_gauss_newton, isa::regression_product, isa::regression_matvec, \
    isa::regression_statistics, isa::regression_rows,         isa::regression_model,   isa::regression_curvature}
 #define RESCALED_CSR_KERNELS(isa) \
-  { isa::csr_evaluate, isa::csr_product, isa::csr_matvec, isa::csr_curvature, isa::csr_transposed }
+  {isa::csr_evaluate, isa::csr_product, isa::csr_matvec, isa::csr_curvature, isa::csr_transposed}
 
 RESCALED_DECLARE(baseline)
 #if defined(__x86_64__)
