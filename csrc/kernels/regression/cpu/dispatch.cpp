@@ -1,23 +1,30 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "../../cpu/isa.h"
-#include "../parameters.h"
+#include "../parts.h"
 
 namespace rescaled {
 
-#define RESCALED_DECLARE(isa)                                             \
-  namespace isa {                                                         \
-  RegressionProgram regression_evaluate(const RegressionParameters&);     \
-  RegressionProgram regression_gauss_newton(const RegressionParameters&); \
-  RegressionProgram regression_product(const RegressionParameters&);      \
-  RegressionProgram regression_matvec(const RegressionParameters&);       \
-  RegressionProgram regression_statistics(const RegressionParameters&);   \
-  RegressionProgram regression_rows(const RegressionParameters&);         \
-  RegressionProgram regression_model(const RegressionParameters&);        \
-  RegressionProgram regression_curvature(const RegressionParameters&);    \
+#define RESCALED_DECLARE(isa)                                                \
+  namespace isa {                                                            \
+  RegressionProgram regression_evaluate(const RegressionParameters&);        \
+  RegressionProgram regression_gauss_newton(const RegressionParameters&);    \
+  RegressionProgram regression_product(const RegressionParameters&);         \
+  RegressionProgram regression_matvec(const RegressionParameters&);          \
+  RegressionProgram regression_statistics(const RegressionParameters&);      \
+  RegressionProgram regression_rows(const RegressionParameters&);            \
+  RegressionProgram regression_model(const RegressionParameters&);           \
+  RegressionProgram regression_curvature(const RegressionParameters&);       \
+  RegressionProgram regression_part_evaluate(const RegressionParameters&);   \
+  RegressionProgram regression_part_statistics(const RegressionParameters&); \
+  RegressionProgram regression_part_gram(const RegressionParameters&);       \
   }
-#define RESCALED_KERNELS(isa)                                                                                 \
-  {isa::regression_evaluate,   isa::regression_gauss_newton, isa::regression_product, isa::regression_matvec, \
-   isa::regression_statistics, isa::regression_rows,         isa::regression_model,   isa::regression_curvature}
+#define RESCALED_KERNELS(isa)                                                                                \
+  RegressionKernels {                                                                                        \
+    isa::regression_evaluate, isa::regression_gauss_newton, isa::regression_product, isa::regression_matvec, \
+        isa::regression_statistics, isa::regression_rows, isa::regression_model, isa::regression_curvature   \
+  }
+#define RESCALED_PART_KERNELS(isa) \
+  RegressionPartKernels { isa::regression_part_evaluate, isa::regression_part_statistics, isa::regression_part_gram }
 
 RESCALED_DECLARE(baseline)
 #if defined(__x86_64__)
@@ -25,19 +32,19 @@ RESCALED_DECLARE(avx2)
 RESCALED_DECLARE(avx512)
 #endif
 
-const RegressionKernels& regression_cpu_kernels() {
-  static const RegressionKernels kernels = [] {
-    switch (cpu_vector_isa()) {
+// The table of this processor's instruction set.
 #if defined(__x86_64__)
-      case Isa::avx512:
-        return RegressionKernels RESCALED_KERNELS(avx512);
-      case Isa::avx2:
-        return RegressionKernels RESCALED_KERNELS(avx2);
+#define RESCALED_CHOSEN(kernels) \
+  cpu_vector_isa() == Isa::avx512 ? kernels(avx512) : cpu_vector_isa() == Isa::avx2 ? kernels(avx2) : kernels(baseline)
+#else
+#define RESCALED_CHOSEN(kernels) kernels(baseline)
 #endif
-      default:
-        return RegressionKernels RESCALED_KERNELS(baseline);
-    }
-  }();
+const RegressionKernels& regression_cpu_kernels() {
+  static const RegressionKernels kernels = RESCALED_CHOSEN(RESCALED_KERNELS);
+  return kernels;
+}
+const RegressionPartKernels& regression_part_cpu_kernels() {
+  static const RegressionPartKernels kernels = RESCALED_CHOSEN(RESCALED_PART_KERNELS);
   return kernels;
 }
 
