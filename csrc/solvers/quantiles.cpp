@@ -49,7 +49,7 @@ Quantiles::Quantiles(const Tensor& here, const Group& group) {
     values_ = none.slice(0, 0, 0), below_ = none;
     return;
   }
-  const auto [in_order, places] = at::cat(values).sort(/*stable=*/true);
+  const auto [in_order, places] = at::cat(values).sort(std::optional<bool>(true), 0, false);
   values_ = in_order, below_ = at::cat({none, at::cat(weights).index_select(0, places).cumsum(0)});
 }
 
