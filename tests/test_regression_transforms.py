@@ -96,6 +96,9 @@ SAMPLES = {
     "_regression_rows": lambda p: ((p[1].detach(), statistics(p), p[1].detach(), None, None, "exp", "plain"), {}),
     "_regression_model": lambda p: ((torch.randn(7, 5, dtype=torch.float64), p[1].detach()), {}),
     "_regression_curvature": lambda p: ((p[0].detach(), torch.randn(7, 5, dtype=torch.float64), statistics(p), "full"), {}),
+    "_regression_part": lambda p: ((*detached(p), "exp", "rescaled"), {}),
+    "_regression_part_statistics": lambda p: ((p[1].detach(), None, None, *detached(p)[1:2], None, None, "exp", "plain"), {}),
+    "_regression_part_gram": lambda p: ((p[0].detach(), torch.randn(7, 5, dtype=torch.float64), "full"), {}),
     "_regression_check": lambda p: ((*detached(p)[:2], None, None, "exp", "plain"), {}),
 }
 ON_THE_HOST = {"newton_step", "solve_regression", "_solve_regression"}  # look at numbers: no fake tensors

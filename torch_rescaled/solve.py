@@ -58,12 +58,12 @@ class Regression:
         options = {"method": "auto", **options}
         if options["max_iterations"] is None:
             del options["max_iterations"]
-        for name in ("cg_iterations", "group"):
-            if options.pop(name) is not None:
-                raise ValueError(f"torch_rescaled::solve: expected no {name} with a Regression, which has no use for it, got one")
+        if options.pop("cg_iterations") is not None:
+            raise ValueError("torch_rescaled::solve: expected no cg_iterations with a Regression, which has no use for it, got one")
+        group = options.pop("group")
         x, summary, history, state = _OPS.solve_regression(
             self.A, self.b, x0, row_weight=self.row_weight, penalty_weight=self.penalty_weight, kind=self.kind, form=self.form,
-            state=state, chunk=chunk, **options,
+            group=None if group is None else group.group_name, state=state, chunk=chunk, **options,
         )  # fmt: skip
         return Solution(statuses_of(summary), summary, history, state, x, self)
 
@@ -147,8 +147,9 @@ def solve(
         damping: the least Levenberg-Marquardt damping, relative to the Hessian's diagonal (1e-12) or, for maps, to what the typical
             curvature gives to a change of the logits (1e-9).
         cg_iterations: the most products of conjugate gradients in an iteration, 200 by default; maps only.
-        group: a ``torch.distributed`` process group whose processes hold different rows of A1 and B, and the same A2 and A3: sums
-            over rows become sums over the group, and all processes find the same solution; maps only.
+        group: a ``torch.distributed`` process group whose processes hold different rows (any number of them, also none): of a
+            :class:`Regression` A, b and the weights, of a map A1 and B, with the same A2 and A3. All call ``solve`` with the same
+            options, sums over rows become sums over the group, and all find the same solution, which has no derivative.
         state: ``Solution.state`` of an earlier call with the same problem: goes on where that stopped.
         callback: called with the solution so far after every iteration; a true result stops.
         verbose: 1 prints a line per iteration.

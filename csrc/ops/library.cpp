@@ -44,7 +44,7 @@
   "*, Tensor? row_weight=None, Tensor? penalty_weight=None, str kind=\"exp\", str form=\"rescaled\""
 #define SOLVER_OPTIONS                                                                              \
   "str method=\"auto\", int max_iterations=100, float gtol=0.0, float? ftol=None, float xtol=0.0, " \
-  "float damping=1e-12, int? chunk=None, Tensor? state=None"
+  "float damping=1e-12, str? group=None, int? chunk=None, Tensor? state=None"
 // Matrix regressions: query [*L, n1, d], key [*L, n2, d], target [*L, n1, n2], mask [*L, n1 | 1, n2 | 1] bool, float32
 // or float64. statistics [*L, n1, 5]: numbers of the rows that the forward saves for every later pass.
 // source says where the target comes from, a constant where it is not dense:
@@ -139,7 +139,7 @@ TORCH_LIBRARY(torch_rescaled, m) {
   m.def(
       "_solve_regression(Tensor A, Tensor b, Tensor? row_weight, Tensor? penalty_weight, Tensor? x0, Tensor? "
       "state, " REGRESSION_SETTINGS
-      ", str method, int max_iterations, float gtol, float ftol, float xtol, float damping, int chunk)"
+      ", str method, int max_iterations, float gtol, float ftol, float xtol, float damping, str? group, int chunk)"
       " -> (Tensor x, Tensor summary, Tensor history, Tensor state)",
       {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
 
@@ -204,6 +204,13 @@ TORCH_LIBRARY(torch_rescaled, m) {
         ", SymInt n_columns=0)"
         " -> (Tensor gradient, Tensor hessian, Tensor noise)",
         tags);
+  // Of a part of the rows, not finished (../kernels/regression/parts.h), float64: [*L, 11 + 4 d], [*L, K, 11];
+  // [*L, 4, d], [*L, d, d]
+  m.def("_regression_part(" REGRESSION ", " REGRESSION_SETTINGS ") -> Tensor", tags);
+  m.def("_regression_part_statistics(Tensor logits, Tensor? direction, Tensor? steps, " TARGET ", " REGRESSION_SETTINGS
+        ") -> Tensor",
+        tags);
+  m.def("_regression_part_gram(Tensor A, Tensor rows, str curvature) -> (Tensor sides, Tensor gram)", tags);
 
   // A1 [*, n1, d1], X [*, d1, d2], A2 [*, n2, d2], attn_mask bool -> [*]; one target: B [*, n1, n2], or teacher_query
   // [*, n1, e] and teacher_key [*, n2, e], or crow_indices [*, n1 + 1], col_indices [*, nnz], values [*, nnz]

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Sums over the processes of a torch.distributed group, each of which has a part of the rows.
+// The processes of a torch.distributed group, each of which has a part of the rows. What these return is the same on
+// all of them.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -15,10 +16,13 @@ class Group {
   bool single() const { return name_.empty(); }
   Tensor sum(const Tensor& t) const { return reduced(t, "sum"); }
   Tensor largest(const Tensor& t) const { return reduced(t, "max"); }
+  // [processes, ...], in the order of their ranks.
+  Tensor gathered(const Tensor& t) const;
 
  private:
   Tensor reduced(const Tensor& t, const char* operation) const;
-  std::string name_;  // as torch.distributed knows it; empty: this process alone
+  std::string name_;          // as torch.distributed knows it; empty: this process alone
+  mutable int64_t size_ = 0;  // 0: not asked for yet
 };
 
 }  // namespace torch_rescaled::solvers

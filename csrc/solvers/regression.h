@@ -8,6 +8,7 @@
 #include "../include/torch_rescaled/regression.h"
 #include "../ops/regression/problem.h"
 #include "../ops/regression/resident.h"
+#include "group.h"
 
 namespace torch_rescaled::solvers {
 
@@ -55,8 +56,8 @@ SolveMethod choose_method(const Tensor& A, const Tensor& b, double& gram_ratio);
 
 // One problem: A [n, d], b [n], x0 in `point.x` (undefined: starting_point). `state`: of an earlier call with the
 // same method, or undefined.
-// At most `chunk` iterations.
+// At most `chunk` iterations. `group`: whose processes have the other rows, and are here too.
 Solution solve_problem(const RegressionPoint& point, const RegressionSettings&, const Options&, const Tensor& state,
-                       int64_t chunk);
+                       int64_t chunk, const Group& group);
 
 }  // namespace torch_rescaled::solvers

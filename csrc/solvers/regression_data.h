@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The rows of a regression as its solver sees them: what is known of all of them together. Vectors of n numbers belong
-// to these rows; numbers, gradients and Hessians to the whole problem.
+// The rows of a regression as its solver sees them: what is known of all of them together, of those that other
+// processes of a group have too. Vectors of n numbers belong to the rows here; numbers, gradients and Hessians to the
+// whole problem, and are the same bits on all processes. Each of them costs one collective.
 #pragma once
 #include <ATen/TensorOperators.h>
 
@@ -8,6 +9,7 @@
 #include <array>
 
 #include "direction.h"
+#include "group.h"
 #include "regression.h"
 
 namespace torch_rescaled::solvers {
@@ -24,10 +26,15 @@ using ModelNumbers = std::array<double, rescaled::RegressionModel::count>;
 
 class RegressionData {
  public:
-  explicit RegressionData(const RegressionPoint& problem) : problem_(problem) {}
+  RegressionData(const RegressionPoint& problem, const Group& group);
   const RegressionPoint& problem() const { return problem_; }
   int64_t columns() const { return problem_.A.size(-1); }
-  int64_t rows() const { return problem_.b.numel(); }
+  int64_t rows() const { return rows_; }  // of all processes
+  const Group& group() const { return group_; }
+  // A sum over the rows here to that over all, float64 on the CPU.
+  Tensor sum(const Tensor& here) const { return wide(group_.single() ? here : group_.sum(here.to(at::kDouble))); }
+  // The method for all, by the largest ratio; NaN: not measured.
+  SolveMethod agreed(SolveMethod here, double& gram_ratio) const;
   at::TensorOptions options() const { return problem_.b.options(); }
 
   // One read of A each.
@@ -52,7 +59,10 @@ class RegressionData {
   ModelNumbers model(const Tensor& vectors, const Tensor& direction) const;
 
  private:
+  Tensor number_of(double x) const;  // [1], to send
   const RegressionPoint& problem_;
+  const Group& group_;
+  int64_t rows_;
 };
 
 }  // namespace torch_rescaled::solvers

@@ -6,12 +6,15 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/nan_to_num.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <functional>
 #include <limits>
 
 #include "../ops/check.h"
@@ -19,8 +22,8 @@
 #include "../ops/regression/checks.h"
 #include "../ops/regression/primitives.h"
 #include "../ops/regression/resident.h"
-#include "direction.h"
-#include "regression.h"
+#include "map_implicit.h"
+#include "regression_state.h"
 
 namespace torch_rescaled::solvers {
 namespace {
@@ -32,8 +35,9 @@ using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 #define SOLVE_POINT                                                                                   \
   const Tensor &A, const Tensor &b, const MaybeTensor &row_weight, const MaybeTensor &penalty_weight, \
       const MaybeTensor &x0, const MaybeTensor &state
-#define SOLVE_OPTIONS \
-  c10::string_view method, int64_t max_iterations, double gtol, double ftol, double xtol, double damping, int64_t chunk
+#define SOLVE_OPTIONS                                                                                     \
+  c10::string_view method, int64_t max_iterations, double gtol, double ftol, double xtol, double damping, \
+      std::optional<c10::string_view> group, int64_t chunk
 using SolveSignature = Four(SOLVE_POINT, RESCALED_REGRESSION_SETTINGS, SOLVE_OPTIONS);
 
 // Leading dimensions as one: expanded views.
@@ -68,6 +72,35 @@ void check_solver(const RegressionPoint& x, const Tensor& state, c10::string_vie
                  "] as an earlier call with this problem and method returned it, got ", shape(state));
 }
 
+// That all processes of a group were asked for the same: else they would wait for each other, or mix their sums.
+void check_alike(const Group& group, const RegressionPoint& x, const Tensor& state, const Options& options,
+                 const RegressionSettings& settings, int64_t problems, int64_t chunk) {
+  if (group.single()) return;
+  const auto code = [](const std::string& name) { return static_cast<double>(std::hash<std::string>{}(name) >> 16); };
+  const std::pair<const char*, double> facts[] = {
+      {"d", static_cast<double>(x.A.size(-1))},
+      {"dtype of b", static_cast<double>(x.b.scalar_type())},
+      {"number of problems", static_cast<double>(problems)},
+      {"kind", code(settings.kind)},
+      {"form", code(settings.form)},
+      {"method", code(options.method)},
+      {"max_iterations", static_cast<double>(options.max_iterations)},
+      {"gtol", options.gtol},
+      {"ftol", options.ftol},
+      {"xtol", options.xtol},
+      {"damping", options.damping},
+      {"chunk", static_cast<double>(chunk)},
+      {"presence of a state", state.defined()},
+      {"x0", x.x.defined() ? at::nan_to_num(x.x.detach().to(at::kDouble)).sum().item<double>() : -kInfinity}};
+  std::vector<double> here;
+  for (const auto& fact : facts) here.push_back(fact.second);
+  const Tensor all = wide(group.gathered(at::tensor(here).to(x.A.device()))), first = all[0];
+  for (size_t i = 0; i < here.size(); ++i)
+    RESCALED_CHECK(VALUE, all.select(1, static_cast<int64_t>(i)).eq(first[static_cast<int64_t>(i)]).all().item<bool>(),
+                   "solve_regression", "the same ", facts[i].first,
+                   " on every process of the group, got different ones");
+}
+
 // All problems, one after another, or side by side where each is too small for threads of its own.
 Four solve(SOLVE_POINT, RESCALED_REGRESSION_SETTINGS, SOLVE_OPTIONS) {
   const RegressionPoint given{A, b, defined_or(x0), defined_or(row_weight), defined_or(penalty_weight)};
@@ -80,15 +113,17 @@ Four solve(SOLVE_POINT, RESCALED_REGRESSION_SETTINGS, SOLVE_OPTIONS) {
   const Tensor states = flattened(defined_or(state), 1, full);
   const int64_t count = all.A.size(0), n = A.size(-2), d = A.size(-1);
   const Options options{std::string(method), max_iterations, gtol, ftol, xtol, damping};
+  const Group processes(std::string(group.value_or("")));
+  check_alike(processes, given, defined_or(state), options, settings, count, chunk);
   std::vector<Solution> found(static_cast<size_t>(count));
   const auto one = [](const Tensor& t, int64_t i) { return t.defined() ? t.select(0, i) : t; };
   const auto run = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
       found[static_cast<size_t>(i)] = solve_problem(
           {one(all.A, i), one(all.b, i), one(all.x, i), one(all.row_weight, i), one(all.penalty_weight, i)}, settings,
-          options, one(states, i), chunk);
+          options, one(states, i), chunk, processes);
   };
-  if (A.device().is_cpu() && n * d <= (1 << 18))
+  if (A.device().is_cpu() && !group && n * d <= (1 << 18))
     at::parallel_for(0, count, 1, run);
   else
     run(0, count);
@@ -163,18 +198,19 @@ struct Implicit {
 
 Four solve_autograd(c10::DispatchKeySet keys, SOLVE_POINT, RESCALED_REGRESSION_SETTINGS, SOLVE_OPTIONS) {
   static const auto op = handle<SolveSignature>("torch_rescaled::_solve_regression");
-  const auto out = record<Implicit>(
-      RESCALED_THE_REGRESSION_SETTINGS, {A, b, defined_or(row_weight), defined_or(penalty_weight)}, [&] {
-        return to_list(op.redispatch(keys & c10::after_autograd_keyset, A, b, row_weight, penalty_weight, x0, state,
-                                     kind, form, method, max_iterations, gtol, ftol, xtol, damping, chunk));
-      });
+  const variable_list in{A, b, defined_or(row_weight), defined_or(penalty_weight)};
+  check_differentiable("solve_regression", in, Implicit::kInputs, group.has_value());
+  const auto out = record<Implicit>(RESCALED_THE_REGRESSION_SETTINGS, in, [&] {
+    return to_list(op.redispatch(keys & c10::after_autograd_keyset, A, b, row_weight, penalty_weight, x0, state, kind,
+                                 form, method, max_iterations, gtol, ftol, xtol, damping, group, chunk));
+  });
   return {out[0], out[1], out[2], out[3]};
 }
 
 Four solve_regression(const Tensor& A, const Tensor& b, const MaybeTensor& x0, const MaybeTensor& row_weight,
                       const MaybeTensor& penalty_weight, RESCALED_REGRESSION_SETTINGS, c10::string_view method,
                       int64_t max_iterations, double gtol, std::optional<double> ftol, double xtol, double damping,
-                      std::optional<int64_t> chunk, const MaybeTensor& state) {
+                      std::optional<c10::string_view> group, std::optional<int64_t> chunk, const MaybeTensor& state) {
   const RegressionSettings settings = RESCALED_THE_REGRESSION_SETTINGS;
   RegressionPoint point{A, b, defined_or(x0), defined_or(row_weight), defined_or(penalty_weight)};
   check_regression("solve_regression", point, settings);
@@ -182,7 +218,7 @@ Four solve_regression(const Tensor& A, const Tensor& b, const MaybeTensor& x0, c
   const double default_ftol = accumulation_type(A) == at::kDouble ? 1e-15 : 1e-8;
   static const auto op = handle<SolveSignature>("torch_rescaled::_solve_regression");
   return op.call(point.A, point.b, maybe(point.row_weight), maybe(point.penalty_weight), maybe(point.x), state, kind,
-                 form, method, max_iterations, gtol, ftol.value_or(default_ftol), xtol, damping,
+                 form, method, max_iterations, gtol, ftol.value_or(default_ftol), xtol, damping, group,
                  chunk.value_or(max_iterations + 1));
 }
 

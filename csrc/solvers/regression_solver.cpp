@@ -43,7 +43,8 @@ void RegressionSolver::begin(const RegressionData& data, const RegressionSetting
   state.logits = at::zeros_like(problem.b);
   RegressionSolver solver(data, settings, options, state);
   SolveMethod method = options.method == "lbfgs" ? SolveMethod::lbfgs : SolveMethod::newton;
-  if (options.method == "auto") method = choose_method(problem.A, problem.b, state[State::gram_ratio]);
+  if (options.method == "auto")
+    method = data.agreed(choose_method(problem.A, problem.b, state[State::gram_ratio]), state[State::gram_ratio]);
   state[State::method] = static_cast<double>(method);
   Start start;
   if (problem.x.defined())
@@ -213,10 +214,10 @@ int64_t state_size(int64_t columns, int64_t rows, const std::string& method) {
 }
 
 Solution solve_problem(const RegressionPoint& point, const RegressionSettings& settings, const Options& options,
-                       const Tensor& packed, int64_t chunk) {
+                       const Tensor& packed, int64_t chunk, const Group& group) {
   const int64_t n = point.A.size(-2), d = point.A.size(-1);
   const bool with_memory = options.method != "newton";
-  const RegressionData data(point);
+  const RegressionData data(point, group);
   State state;
   double seconds = 0;
   std::vector<Tensor> history;

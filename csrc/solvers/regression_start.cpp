@@ -19,6 +19,7 @@
 #include <cmath>
 #include <limits>
 
+#include "quantiles.h"
 #include "regression_data.h"
 
 namespace torch_rescaled::solvers {
@@ -43,18 +44,18 @@ Start log_start(const RegressionData& data, const RegressionSettings& settings) 
   Start start;
   const RegressionPoint& x = data.problem();
   Tensor f = x.b.clamp_min(0);
-  const double sum = f.sum().item<double>();
+  const double sum = data.sum(f.sum()).item<double>();
   if (!(sum > 0)) return start;
   const bool normalized = settings.form == "normalized";
   if (normalized) f = f / sum;
   const Tensor wf = x.row_weight.defined() ? x.row_weight * f : f, zero = at::zeros_like(f);
   Tensor aim = at::where(f > 0, f, 1).log(), diagonal = wf * f;
-  if (normalized) aim = aim - (f * aim).sum();
+  if (normalized) aim = aim - data.sum((f * aim).sum()).item<double>();
   aim = f * wf * aim;
-  if (normalized) aim = aim - f * aim.sum();
+  if (normalized) aim = aim - f * data.sum(aim.sum()).item<double>();
   if (x.penalty_weight.defined()) diagonal = diagonal + x.penalty_weight.square();
   const Tensor p = normalized ? f : zero, q = normalized ? wf * f : zero, noise = (2 * f * wf).square();
-  const double square = normalized ? (wf * f).sum().item<double>() : 0;
+  const double square = normalized ? data.sum((wf * f).sum()).item<double>() : 0;
   start.model = data.curvature(at::stack({aim, diagonal, zero, p, q, zero, noise}), square, "gauss_newton");
   start.reads = start.grams = 1;
   const Tensor W = whitening(start.model.hessian, kCutoff);
@@ -67,8 +68,10 @@ Start log_start(const RegressionData& data, const RegressionSettings& settings) 
 Start spectral_start(const RegressionData& data, const RegressionSettings& settings) {
   Start found;
   const RegressionPoint& x = data.problem();
-  const int64_t n = x.b.size(-1);
-  const Tensor ones = at::ones_like(x.b), rank = x.b.argsort().argsort().to(x.b.scalar_type()) / n;
+  const int64_t n = data.rows();
+  const Tensor ones = at::ones_like(x.b),
+               order = data.group().single() ? x.b.argsort().argsort() : Quantiles(x.b, data.group()).ranks(x.b);
+  const Tensor rank = order.to(x.b.scalar_type()) / n;
   const Tensor W = whitening(data.weighted_gram(ones, ones, ones, 0).hessian, kCutoff);
   const Tensor ranked = data.weighted_gram(ones, rank, ones, 0).hessian;
   found.reads = found.grams = 2;
@@ -77,7 +80,7 @@ Start spectral_start(const RegressionData& data, const RegressionSettings& setti
   Tensor start = at::matmul(W, vectors.select(1, -1));
   const Tensor z = data.matvec(start.to(x.b.options()));
   found.reads += 1;
-  const double size = z.square().mean().sqrt().item<double>();
+  const double size = std::sqrt(data.sum(z.square().sum()).item<double>() / static_cast<double>(n));
   if (!(size > 0)) return found;
   const Tensor lengths = at::exp2(at::arange(-3, 4.25, .5, at::kDouble)) / size;
   found.x = start * lengths[losses_along(z, lengths.to(x.b.device()), data, settings).argmin()];
@@ -95,12 +98,23 @@ double likeness(const Tensor& logits, const RegressionData& data, const std::str
   return std::isfinite(found) ? found : -1;
 }
 
+// The median of |b|, or where that is 0 the largest.
+double typical_size(const RegressionData& data) {
+  const Tensor sizes = data.problem().b.abs();
+  if (!data.group().single()) {
+    const Quantiles all(sizes, data.group());
+    return all.median() > 0 ? all.median() : all.largest();
+  }
+  const double median = sizes.median().item<double>();
+  return median > 0 ? median : sizes.max().item<double>();
+}
+
 // Least squares of asinh(k b) for many k, the best by its likeness; in the plain form k = 1.
 Start asinh_start(const RegressionData& data, const RegressionSettings& settings) {
   constexpr int64_t kBlock = 1 << 14;  // rows of A in the type of the arithmetic at a time
   Start found;
   const RegressionPoint& x = data.problem();
-  const double median = x.b.abs().median().item<double>(), size = median > 0 ? median : x.b.abs().max().item<double>();
+  const double size = typical_size(data);
   if (!(size > 0)) return found;
   const int64_t n = x.b.size(0);
   const Tensor scales = settings.form == "plain" ? at::ones({1}, x.b.options())
@@ -113,7 +127,7 @@ Start asinh_start(const RegressionData& data, const RegressionSettings& settings
   }
   const Tensor ones = at::ones_like(x.b);
   const Tensor W = whitening(data.weighted_gram(ones, ones, ones, 0).hessian, kCutoff);
-  const Tensor starts = at::matmul(W, at::matmul(W.mT(), wide(right)));  // [d, K]
+  const Tensor starts = at::matmul(W, at::matmul(W.mT(), data.sum(right)));  // [d, K]
   found.reads = 2, found.grams = 1, found.x = starts.select(1, 0);
   if (starts.size(1) == 1) return found;
   const Tensor candidates = starts.to(x.b.options()), z = at::empty({scales.size(0), n}, x.b.options());
@@ -133,7 +147,8 @@ Start starting_point(const RegressionData& data, const RegressionSettings& setti
   const RegressionPoint& x = data.problem();
   const int64_t d = x.A.size(-1);
   Start start;
-  if (x.b.numel() > 0 && d > 0 && x.b.isfinite().all().item<bool>())
+  const bool finite = data.sum(x.b.isfinite().logical_not().sum()).item<double>() == 0;
+  if (data.rows() > 0 && d > 0 && finite)
     start = settings.kind == "exp"    ? log_start(data, settings)
             : settings.kind == "cosh" ? spectral_start(data, settings)
                                       : asinh_start(data, settings);

@@ -28,12 +28,13 @@ struct RegressionOptions {
 struct SolveOptions {
   std::optional<at::Tensor> x0 = std::nullopt;  ///< [*, d]; by default a start from b alone
   int64_t max_iterations = 100;
-  double gtol = 0;                                 ///< of the gradient, relative to what it is computed from
-  std::optional<double> ftol = std::nullopt;       ///< of the loss the model promises; 1e-15, in float32 1e-8
-  double xtol = 0;                                 ///< of the logits' change
-  double damping = 1e-12;                          ///< relative to the Hessian's diagonal
-  std::string method = "auto";                     ///< "newton", "lbfgs", or "auto": by what a Gram of A costs
-  std::optional<at::Tensor> state = std::nullopt;  ///< of an earlier call with the same problem and method
+  double gtol = 0;                                  ///< of the gradient, relative to what it is computed from
+  std::optional<double> ftol = std::nullopt;        ///< of the loss the model promises; 1e-15, in float32 1e-8
+  double xtol = 0;                                  ///< of the logits' change
+  double damping = 1e-12;                           ///< relative to the Hessian's diagonal
+  std::string method = "auto";                      ///< "newton", "lbfgs", or "auto": by what a Gram of A costs
+  std::optional<std::string> group = std::nullopt;  ///< a process group that shares out the rows
+  std::optional<at::Tensor> state = std::nullopt;   ///< of an earlier call with the same problem and method
 };
 
 /// Numbers of the summary, in this order.
@@ -107,14 +108,15 @@ inline RegressionSolution solve_regression(const at::Tensor& A, const at::Tensor
                                            const RegressionOptions& options = {}, const SolveOptions& solve = {}) {
   using Tensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
   using MaybeTensor = std::optional<at::Tensor>;
-  using Signature = Tensors(const at::Tensor&, const at::Tensor&, const MaybeTensor&, const MaybeTensor&,
-                            const MaybeTensor&, std::string_view, std::string_view, std::string_view, int64_t, double,
-                            std::optional<double>, double, double, std::optional<int64_t>, const MaybeTensor&);
+  using Signature =
+      Tensors(const at::Tensor&, const at::Tensor&, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&,
+              std::string_view, std::string_view, std::string_view, int64_t, double, std::optional<double>, double,
+              double, std::optional<std::string_view>, std::optional<int64_t>, const MaybeTensor&);
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("torch_rescaled::solve_regression", "").typed<Signature>();
-  auto [x, summary, history, state] =
-      op.call(A, b, solve.x0, options.row_weight, options.penalty_weight, options.kind, options.form, solve.method,
-              solve.max_iterations, solve.gtol, solve.ftol, solve.xtol, solve.damping, std::nullopt, solve.state);
+  auto [x, summary, history, state] = op.call(A, b, solve.x0, options.row_weight, options.penalty_weight, options.kind,
+                                              options.form, solve.method, solve.max_iterations, solve.gtol, solve.ftol,
+                                              solve.xtol, solve.damping, solve.group, std::nullopt, solve.state);
   return {x, summary, history, state};
 }
 

@@ -85,23 +85,28 @@ Tensor plain_regression_statistics(const Tensor& logits, const MaybeTensor& dire
 
 Tensor plain_regression_rows(const Tensor& logits, const Tensor& statistics, RESCALED_TARGET,
                              RESCALED_REGRESSION_SETTINGS) {
-  (void)statistics;  // kernels start from them; here the formulas compute all again
   const RegressionSettings settings = RESCALED_THE_REGRESSION_SETTINGS;
+  const bool normalized = form == "normalized";
   const auto wide = [](const MaybeTensor& t) { return t.has_value() ? t->to(at::kDouble) : Tensor(); };
   const Rows r{logits.to(at::kDouble), wide(b), wide(row_weight), wide(penalty_weight)};
-  const RowValues v = row_values(r, settings);
+  const auto number = [&](int64_t i) { return at_column(statistics, i).to(at::kDouble); };
+  const Tensor log_scale = number(RegressionStatistics::log_scale), unit = number(RegressionStatistics::unit),
+               beta = number(RegressionStatistics::beta);
+  auto [u, du] =
+      scaled_phi(r.logits, normalized ? number(RegressionStatistics::log_sum) : log_scale / 2, settings.kind);
+  if (normalized) u = u * number(RegressionStatistics::sum_sign), du = du * number(RegressionStatistics::sum_sign);
   const auto weigh = [&](const Tensor& t) { return r.row_weight.defined() ? r.row_weight * t : t; };
-  const Tensor zero = at::zeros_like(v.u), inner = v.weighted - v.beta;
-  Tensor gradient = v.du * inner, diagonal = weigh(v.du.square()), q = zero, q_rest = zero;
-  Tensor noise = v.du.abs() * (weigh(v.u.abs() + (v.unit * r.b).abs()) + v.beta.abs());
-  if (settings.form == "rescaled") q = weigh(v.du * r.b);
-  if (settings.form == "normalized") q = weigh(v.du * v.u), q_rest = v.du * inner;
+  const Tensor zero = at::zeros_like(u), inner = weigh(u - unit * r.b) - beta;
+  Tensor gradient = du * inner, diagonal = weigh(du.square()), q = zero, q_rest = zero;
+  Tensor noise = du.abs() * (weigh(u.abs() + (unit * r.b).abs()) + beta.abs());
+  if (settings.form == "rescaled") q = weigh(du * r.b);
+  if (normalized) q = weigh(du * u), q_rest = du * inner;
   if (r.penalty_weight.defined()) {
-    const Tensor weight = r.penalty_weight.square() * (-2 * v.shift).clamp_max(600).exp();
+    const Tensor weight = r.penalty_weight.square() * (-log_scale).clamp_max(600).exp();
     gradient = gradient + weight * r.logits, diagonal = diagonal + weight;
     noise = noise + weight * r.logits.abs();
   }
-  return at::stack({gradient, diagonal, v.u * inner, v.du, q, q_rest, noise.square()}, -2).to(logits.scalar_type());
+  return at::stack({gradient, diagonal, u * inner, du, q, q_rest, noise.square()}, -2).to(logits.scalar_type());
 }
 
 Tensor plain_regression_model(const Tensor& rows, const Tensor& direction) {

@@ -12,6 +12,7 @@
 #include <ATen/ops/zeros_like.h>
 
 #include <limits>
+#include <tuple>
 
 namespace rescaled::ops {
 namespace {
@@ -32,21 +33,21 @@ Tensor shift_of(const Rows& r, const RegressionSettings& settings) {
 
 }  // namespace
 
+std::pair<Tensor, Tensor> scaled_phi(const Tensor& z, const Tensor& shift, const std::string& kind) {
+  const Tensor rising = (z - shift).exp();
+  if (kind == "exp") return {rising, rising};
+  const Tensor falling = (-z - shift).exp(), even = (rising + falling) / 2;
+  // The difference has no correct digit near 0.
+  const Tensor odd = at::where(z.abs() < 1, z.sinh() * (-shift).exp(), (rising - falling) / 2);
+  return kind == "cosh" ? std::pair(even, odd) : std::pair(odd, even);
+}
+
 RowValues row_values(const Rows& r, const RegressionSettings& settings) {
   RowValues v;
   v.sum_shift = shift_of(r, settings);
   // Behind the mask nothing may overflow: a derivative would be 0 times infinity.
   const Tensor z = r.mask.defined() ? at::where(r.mask, r.logits, v.sum_shift) : r.logits;
-  if (settings.kind == "exp") {
-    v.u = v.du = (z - v.sum_shift).exp();
-  } else {
-    const Tensor rising = (z - v.sum_shift).exp() / 2, falling = (-z - v.sum_shift).exp() / 2;
-    const Tensor even = rising + falling;
-    // The difference has no correct digit near 0.
-    const Tensor odd = at::where(z.abs() < 1, z.sinh() * (-v.sum_shift).exp(), rising - falling);
-    v.u = settings.kind == "cosh" ? even : odd;
-    v.du = settings.kind == "cosh" ? odd : even;
-  }
+  std::tie(v.u, v.du) = scaled_phi(z, v.sum_shift, settings.kind);
   Tensor divisor;
   if (r.mask.defined()) {
     const Tensor hidden = r.mask.logical_not();

@@ -24,6 +24,9 @@ struct Rows {
   Tensor logits, b, row_weight, penalty_weight, mask = {};
 };
 
+// phi(z) and phi'(z), scaled by e^-shift.
+std::pair<Tensor, Tensor> scaled_phi(const Tensor& z, const Tensor& shift, const std::string& kind);
+
 // Scaled by e^-shift, so that nothing overflows: u, du, c, unit, e and beta by one factor of it, in the normalized form
 // by none (there shift is 0 and u, du are divided by the sum of u).
 struct RowValues {

@@ -2,6 +2,7 @@
 // Gradient, Hessian and the gradient's rounding errors from the vectors of a point, in one read of A: the lower
 // triangle of A^T diag(D) A by register tiles, the rest by sums of rows of the same block. A dense, or sparse with few
 // columns.
+#include "../parts.h"
 #include "csr.h"
 #include "gram.h"
 
@@ -10,8 +11,8 @@ namespace {
 
 constexpr int64_t kFlushBlocks = 16;  // blocks after which sums in T are added to those in double
 constexpr int64_t kPanelsPerGroup =
-    8;                     // of one task; more are shared out, each group reading A again, d / 24 times the work
-constexpr int kSides = 4;  // A^T gradient, A^T p, A^T q, noise
+    8;  // of one task; more are shared out, each group reading A again, d / 24 times the work
+constexpr int kSides = RegressionSides::count;
 // Tasks are (batch, chunk of rows, group of panels).
 template <class T>
 struct GramTasks {
@@ -153,22 +154,36 @@ static void gram_run(const P& p, int64_t begin, int64_t end, void* memory) {
 }
 
 // Sums the chunks' sides into the first's.
+template <class T>
+static double* sum_sides(const GramParts<T>& parts, int64_t chunks, int64_t columns, int64_t batch) {
+  const int64_t size = kSides * columns;
+  double* const sides = parts.sides + batch * chunks * size;
+  for (int64_t chunk = 1; chunk < chunks; ++chunk)
+    for (int64_t i = 0; i < size; ++i) sides[i] += sides[chunk * size + i];
+  return sides;
+}
+
 template <class T, class P>
 static void sides_finish(const P& p, int64_t begin, int64_t end, void*) {
   Arena workspace(p.workspace);
   const GramParts<T> parts(p, workspace);
   const GramTasks<T> tasks(p);
-  const int64_t size = kSides * p.columns;
   for (int64_t batch = begin; batch < end; ++batch) {
-    double* const sides = parts.sides + batch * tasks.chunks * size;
-    for (int64_t chunk = 1; chunk < tasks.chunks; ++chunk)
-      for (int64_t i = 0; i < size; ++i) sides[i] += sides[chunk * size + i];
+    const double* const sides = sum_sides<T>(parts, tasks.chunks, p.columns, batch);
     const OutputView gradient = matrix(p.gradient, p, batch), noise = matrix(p.noise, p, batch);
     for (int64_t j = 0; j < p.columns; ++j) {
       static_cast<T*>(gradient.data)[j * gradient.row] = static_cast<T>(sides[j]);
       static_cast<T*>(noise.data)[j * noise.row] = static_cast<T>(sides[3 * p.columns + j]);
     }
   }
+}
+
+template <class T>
+static double gram_at(const GramParts<T>& parts, const GramTasks<T>& tasks, int64_t batch, int64_t i, int64_t j) {
+  const double* const gram = parts.gram + batch * tasks.chunks * tasks.triangle.size() + tasks.triangle.index(i, j);
+  double sum = 0;
+  for (int64_t chunk = 0; chunk < tasks.chunks; ++chunk) sum += gram[chunk * tasks.triangle.size()];
+  return sum;
 }
 
 // Row i of the Hessian up to the diagonal, and its mirror image.
@@ -179,7 +194,6 @@ static void hessian_finish(const P& p, int64_t begin, int64_t end, void*) {
   const GramTasks<T> tasks(p);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t batch = task / p.columns, i = task % p.columns;
-    const double* const gram = parts.gram + batch * tasks.chunks * tasks.triangle.size();
     const double* const side_p = parts.sides + batch * tasks.chunks * kSides * p.columns + p.columns;
     const double* const side_q = side_p + p.columns;
     const double square =
@@ -187,12 +201,39 @@ static void hessian_finish(const P& p, int64_t begin, int64_t end, void*) {
     const OutputView hessian = matrix(p.hessian, p, batch);
     T* const to = static_cast<T*>(hessian.data);
     for (int64_t j = 0; j <= i; ++j) {
-      const int64_t at = tasks.triangle.index(i, j);
-      double sum = 0;
-      for (int64_t chunk = 0; chunk < tasks.chunks; ++chunk) sum += gram[chunk * tasks.triangle.size() + at];
-      sum += square * side_p[i] * side_p[j] - side_p[i] * side_q[j] - side_q[i] * side_p[j];
+      const double sum = gram_at<T>(parts, tasks, batch, i, j) + square * side_p[i] * side_p[j] -
+                         side_p[i] * side_q[j] - side_q[i] * side_p[j];
       to[i * hessian.row + j * hessian.column] = to[j * hessian.row + i * hessian.column] = static_cast<T>(sum);
     }
+  }
+}
+
+// Both as they are, float64: what is subtracted from a Gram must not be rounded beside it.
+template <class T>
+static void side_parts(const RegressionParameters& p, int64_t begin, int64_t end, void*) {
+  Arena workspace(p.workspace);
+  const GramParts<T> parts(p, workspace);
+  const GramTasks<T> tasks(p);
+  for (int64_t batch = begin; batch < end; ++batch) {
+    const double* const sides = sum_sides<T>(parts, tasks.chunks, p.columns, batch);
+    const OutputView out = matrix(p.vector, p, batch);
+    for (int k = 0; k < kSides; ++k)
+      for (int64_t j = 0; j < p.columns; ++j)
+        static_cast<double*>(out.data)[k * out.row + j * out.column] = sides[k * p.columns + j];
+  }
+}
+template <class T>
+static void gram_parts(const RegressionParameters& p, int64_t begin, int64_t end, void*) {
+  Arena workspace(p.workspace);
+  const GramParts<T> parts(p, workspace);
+  const GramTasks<T> tasks(p);
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t batch = task / p.columns, i = task % p.columns;
+    const OutputView hessian = matrix(p.hessian, p, batch);
+    double* const to = static_cast<double*>(hessian.data);
+    for (int64_t j = 0; j <= i; ++j)
+      to[i * hessian.row + j * hessian.column] = to[j * hessian.row + i * hessian.column] =
+          gram_at<T>(parts, tasks, batch, i, j);
   }
 }
 
@@ -206,8 +247,18 @@ static Program<P> curvature_program(const P& p) {
           bytes_of<GramParts<T>>(p)};
 }
 
+template <class T>
+static RegressionProgram gram_program(const RegressionParameters& p) {
+  RegressionProgram program = curvature_program<T>(p);
+  program.steps[1].run = side_parts<T>, program.steps[2].run = gram_parts<T>;
+  return program;
+}
+
 }  // namespace
 
+RegressionProgram regression_part_gram(const RegressionParameters& p) {
+  return p.A.dtype == DType::float64 ? gram_program<double>(p) : gram_program<float>(p);
+}
 RegressionProgram regression_curvature(const RegressionParameters& p) {
   return p.A.dtype == DType::float64 ? curvature_program<double>(p) : curvature_program<float>(p);
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Loss with gradient (and Gauss-Newton's Hessian), and Hessian products, from A, b and x alone: one read of A.
 #include "gram.h"
+#include "sum_parts.h"
 
 namespace rescaled::RESCALED_ISA {
 namespace {
@@ -233,6 +234,24 @@ static void finish_run(const RegressionParameters& p, int64_t begin, int64_t end
   }
 }
 
+// The sums and vectors as they are, for whoever has the other parts of the rows.
+template <class T, Vectors kVectors>
+static void part_run(const RegressionParameters& p, int64_t begin, int64_t end, void*) {
+  constexpr int count = kVectorCount<kVectors>;
+  Arena workspace(p.workspace);
+  const Parts<T, kVectors> parts(p, workspace);
+  for (int64_t batch = begin; batch < end; ++batch) {
+    write_sums(join_chunks<T, kVectors>(parts, batch), static_cast<double*>(matrix(p.statistics, p, batch).data));
+    const OutputView out = matrix(p.vector, p, batch);
+    const auto put = [&](int64_t i, int64_t from, bool there) {
+      double* const to = static_cast<double*>(row_of(out, i).data);
+      for (int64_t j = 0; j < p.columns; ++j) to[j * out.column] = there ? parts.vector(batch, 0, from)[j] : 0;
+    };
+    for (int i = 0; i < RegressionPart::vector_penalty; ++i) put(i, i, i < count);
+    put(RegressionPart::vector_penalty, count, static_cast<bool>(p.penalty_weight));
+  }
+}
+
 template <class T, Vectors kVectors>
 static RegressionProgram program_of(const RegressionParameters& p) {
   RegressionProgram program;
@@ -248,8 +267,22 @@ static RegressionProgram program_of(const RegressionParameters& p) {
   return p.A.dtype == DType::float64 ? program_of<double, kVectors>(p) : program_of<float, kVectors>(p);
 }
 
+template <class T, Vectors kVectors>
+static RegressionProgram part_of(const RegressionParameters& p) {
+  RegressionProgram program = program_of<T, kVectors>(p);
+  program.steps[1].run = part_run<T, kVectors>;
+  return program;
+}
+template <Vectors kVectors>
+static RegressionProgram part_of(const RegressionParameters& p) {
+  return p.A.dtype == DType::float64 ? part_of<double, kVectors>(p) : part_of<float, kVectors>(p);
+}
+
 }  // namespace
 
+RegressionProgram regression_part_evaluate(const RegressionParameters& p) {
+  return p.form == Form::plain ? part_of<Vectors::plain_gradient>(p) : part_of<Vectors::gradient>(p);
+}
 RegressionProgram regression_evaluate(const RegressionParameters& p) {
   return p.form == Form::plain ? program_of<Vectors::plain_gradient>(p) : program_of<Vectors::gradient>(p);
 }

@@ -3,6 +3,7 @@
 // is float64 for every type: it costs little beside a read of A, and a line search compares losses to their last
 // digits.
 #include "pass.h"
+#include "sum_parts.h"
 
 namespace rescaled::RESCALED_ISA {
 namespace {
@@ -86,6 +87,8 @@ static void statistics_run(const RegressionParameters& p, int64_t begin, int64_t
   }
 }
 
+// With the form, finished; or the sums as they are.
+template <bool kFinished>
 static void statistics_finish(const RegressionParameters& p, int64_t begin, int64_t end, void*) {
   Arena workspace(p.workspace);
   const StatisticsParts parts(p, workspace);
@@ -103,7 +106,10 @@ static void statistics_finish(const RegressionParameters& p, int64_t begin, int6
     }
     const OutputView out = matrix(p.statistics, p, task / p.steps_count);
     double* const to = static_cast<double*>(out.data) + task % p.steps_count * out.row;
-    write_statistics(of[0], p.form, to);
+    if constexpr (kFinished)
+      write_statistics(of[0], p.form, to);
+    else
+      write_sums(of[0], to);
   }
 }
 
@@ -227,12 +233,15 @@ RegressionProgram regression_matvec(const RegressionParameters& p) {
   if (p.A.dtype == DType::float64) return {{{tasks, bytes_of<MatvecScratch<double>>(p), matvec_run<double>}}, 1, 0};
   return {{{tasks, bytes_of<MatvecScratch<float>>(p), matvec_run<float>}}, 1, 0};
 }
-RegressionProgram regression_statistics(const RegressionParameters& p) {
+template <bool kFinished>
+static RegressionProgram statistics_program(const RegressionParameters& p) {
   return {{{row_tasks(p) * p.steps_count, bytes_of<RowScratch>(p), statistics_run},
-           {p.batches * p.steps_count, 0, statistics_finish}},
+           {p.batches * p.steps_count, 0, statistics_finish<kFinished>}},
           2,
           bytes_of<StatisticsParts>(p)};
 }
+RegressionProgram regression_statistics(const RegressionParameters& p) { return statistics_program<true>(p); }
+RegressionProgram regression_part_statistics(const RegressionParameters& p) { return statistics_program<false>(p); }
 RegressionProgram regression_rows(const RegressionParameters& p) {
   const bool wide = p.row_values.dtype == DType::float64;
   return {{{row_tasks(p), bytes_of<RowScratch>(p), wide ? rows_run<double> : rows_run<float>}}, 1, 0};
