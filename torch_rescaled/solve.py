@@ -16,7 +16,7 @@ from torch_rescaled.reports import Problem, R, Report, Status, statuses_of
 __all__ = ["Regression", "Solution", "solve"]
 
 _OPS = torch.ops.torch_rescaled
-_METHODS = ("newton", "lbfgs")
+_METHODS = ("newton", "lbfgs", "sampled", "cg")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,9 @@ class Regression:
         options = {"method": "auto", **options}
         if options["max_iterations"] is None:
             del options["max_iterations"]
+        generator = options.pop("generator")
+        if generator is not None:
+            options["seed"] = int(torch.randint(2**53, (), generator=generator, device=generator.device))
         for name in ("cg_iterations", "group"):
             if options.pop(name) is not None:
                 raise ValueError(f"torch_rescaled::solve: expected no {name} with a Regression, which has no use for it, got one")
@@ -84,7 +87,7 @@ class Solution(Report):
     #: 0 Newton, 1 L-BFGS; ``gram_ratio``: what a Gram costs in reads of A, NaN where ``"auto"`` did not measure it.
     names: ClassVar[tuple[str, ...]] = (
         "status", "log_loss", "gradient", "iterations", "reads", "grams", "certificate", "deficient", "effective_rows",
-        "seconds_reads", "seconds_grams", "seconds", "method", "gram_ratio",
+        "seconds_reads", "seconds_grams", "seconds", "method", "gram_ratio", "samples",
     )  # fmt: skip
     #: ``gradient``: largest entry over the root of the sum of squares of its terms (eps at best); ``step``: largest change of a
     #: logit (NaN for L-BFGS, which does not read A for it); ``model``: 0 Gauss-Newton, 1 the full Hessian, 2 L-BFGS; ``form``:
@@ -114,6 +117,9 @@ def solve(
     damping: float | None = None,
     cg_iterations: int | None = None,
     group: Any = None,
+    sampling: str = "auto",
+    sample_rows: int | None = None,
+    generator: torch.Generator | None = None,
     state: Tensor | None = None,
     callback: Callable[[R], bool | None] | None = None,
     verbose: int = 0,
@@ -171,7 +177,8 @@ def solve(
     """
     options: dict[str, Any] = {
         "method": method, "gtol": gtol, "ftol": ftol, "xtol": xtol, "max_iterations": max_iterations,
-        "cg_iterations": cg_iterations, "group": group,
+        "cg_iterations": cg_iterations, "group": group, "sampling": sampling, "sample_rows": sample_rows,
+        "generator": generator,
     }  # fmt: skip
     if damping is not None:
         options["damping"] = damping
@@ -179,6 +186,7 @@ def solve(
     lines: list[Tensor] = []
     while True:
         solution = problem._solve(x0, state, chunk, options)
+        options["generator"] = None  # the state has its seed
         new, state = solution.history, solution.state
         lines.append(new)
         solution = replace(solution, history=torch.cat(lines, -2))

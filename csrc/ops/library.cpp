@@ -41,7 +41,8 @@
   "*, Tensor? row_weight=None, Tensor? penalty_weight=None, str kind=\"exp\", str form=\"rescaled\""
 #define SOLVER_OPTIONS                                                                              \
   "str method=\"auto\", int max_iterations=100, float gtol=0.0, float? ftol=None, float xtol=0.0, " \
-  "float damping=1e-12, int? chunk=None, Tensor? state=None"
+  "float damping=1e-12, int? chunk=None, Tensor? state=None, str sampling=\"auto\", int? sample_rows=None, " \
+  "int seed=0"
 // Matrix regressions: query [*L, n1, d], key [*L, n2, d], target [*L, n1, n2], mask [*L, n1 | 1, n2 | 1] bool, float32
 // or float64. statistics [*L, n1, 5]: numbers of the rows that the forward saves for every later pass.
 // source says where the target comes from, a constant where it is not dense:
@@ -125,11 +126,16 @@ TORCH_LIBRARY(torch_rescaled, m) {
   m.def("solve_regression(Tensor A, Tensor b, Tensor? x0=None, " REGRESSION_OPTIONS ", " SOLVER_OPTIONS
         ") -> (Tensor x, Tensor summary, Tensor history, Tensor state)",
         {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
+  // Gauss-Newton's Hessian at x by a sample of the rows, as the solver computes it: [d, d] float64, in the units of
+  // _regression_curvature's
+  m.def("_regression_sampled_hessian(" REGRESSION ", " REGRESSION_SETTINGS
+        ", str sampling, int sample_rows, int seed) -> Tensor",
+        tags);
   m.def(
       "_solve_regression(Tensor A, Tensor b, Tensor? row_weight, Tensor? penalty_weight, Tensor? x0, Tensor? "
       "state, " REGRESSION_SETTINGS
-      ", str method, int max_iterations, float gtol, float ftol, float xtol, float damping, int chunk)"
-      " -> (Tensor x, Tensor summary, Tensor history, Tensor state)",
+      ", str method, int max_iterations, float gtol, float ftol, float xtol, float damping, int chunk, str sampling, "
+      "int sample_rows, int seed) -> (Tensor x, Tensor summary, Tensor history, Tensor state)",
       {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
 
   // -> X [*, d1, d2], Y [*, d3, dv], factors [*, d1, r] and [*, d2, r] (r = 0 without a rank), summary [*, 7],
@@ -171,6 +177,8 @@ TORCH_LIBRARY(torch_rescaled, m) {
         tags);
   m.def("_regression_product(" REGRESSION ", Tensor v, " REGRESSION_SETTINGS ", str curvature) -> Tensor", tags);
   m.def("_regression_matvec(Tensor A, Tensor v) -> Tensor", tags);
+  // A^T weights: [*L, K, n] -> [*L, K, d], of A's elements squared if `squared`
+  m.def("_regression_transposed(Tensor A, Tensor weights, bool squared=False) -> Tensor", tags);
   // Refuses what the operators refuse, and computes nothing.
   m.def("_regression_check(Tensor A, Tensor b, Tensor? row_weight, Tensor? penalty_weight, " REGRESSION_SETTINGS
         ") -> ()",

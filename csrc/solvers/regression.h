@@ -8,6 +8,7 @@
 #include "../include/torch_rescaled/regression.h"
 #include "../ops/regression/problem.h"
 #include "../ops/regression/resident.h"
+#include "sampling.h"
 
 namespace torch_rescaled::solvers {
 
@@ -22,11 +23,13 @@ struct Options {
   std::string method = "newton";
   int64_t max_iterations = 100;
   double gtol = 0, ftol = 1e-12, xtol = 0, damping = 1e-12;
+  Sampling sampling;
 };
 
 // Numbers of a solve, float64: SolveNumber.
-constexpr int64_t kNumbers = static_cast<int64_t>(SolveNumber::gram_ratio) + 1;
-// A line of the history. `model`: 0 Gauss-Newton, 1 the full Hessian, 2 L-BFGS, whose `step` is NaN.
+constexpr int64_t kNumbers = static_cast<int64_t>(SolveNumber::samples) + 1;
+// A line of the history. `model`: 0 Gauss-Newton, 1 the full Hessian, 2 L-BFGS, whose `step` is NaN, 3 Gauss-Newton of
+// sampled rows.
 struct History {
   enum : int64_t { iteration, log_loss, gradient, step, factor, damping, model, form, reads, count };
 };
@@ -47,11 +50,20 @@ struct Start {
   int64_t reads = 0, grams = 0;
 };
 // A starting point from b alone, of one problem in the normalized or the plain form: docs/solver.md.
+// By a sampler, of the rows that it draws.
 class RegressionData;
-Start starting_point(const RegressionData&, const RegressionSettings&);
+class RowSampler;
+Start starting_point(const RegressionData&, const RegressionSettings&, RowSampler* = nullptr);
+// One without d x d matrices.
+Tensor start_without_square(const RegressionData&, const RegressionSettings&);
 
-// The method for "auto": by what a Gram of A costs, measured on a part of its rows. `gram_ratio`: in reads.
+// The method for "auto": by what a Gram of A costs, measured on a part of its rows, and by how many rows there are to
+// sample from. `gram_ratio`: in reads.
 SolveMethod choose_method(const Tensor& A, const Tensor& b, double& gram_ratio);
+
+// Gauss-Newton's Hessian of a sample of the rows at point.x, float64 on the CPU, in the units of the point; NaN where
+// there is no sample.
+Tensor sampled_hessian_at(const RegressionPoint& point, const RegressionSettings&, const Sampling&);
 
 // One problem: A [n, d], b [n], x0 in `point.x` (undefined: starting_point). `state`: of an earlier call with the
 // same method, or undefined.

@@ -1,11 +1,18 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "regression_data.h"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/abs.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/exp.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/matmul.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
+
+#include <cmath>
 
 #include "../ops/regression/primitives.h"
 
@@ -34,6 +41,47 @@ RegressionCurvature RegressionData::weighted_gram(const Tensor& right, const Ten
                                                   double square) const {
   const Tensor zero = at::zeros_like(weight);
   return curvature(at::stack({right, weight, zero, p, zero, zero, zero}), square, "gauss_newton");
+}
+
+Tensor RegressionData::transposed(const Tensor& vectors, bool squared) const {
+  return wide(regression_transposed(problem_.A, vectors, squared));
+}
+
+Tensor RegressionData::gathered(const Tensor& index) const { return problem_.A.index_select(0, index); }
+
+Tensor RegressionData::row_sizes(const Tensor& center, const Tensor& metric) const {
+  constexpr int64_t kBlock = 1 << 18;  // elements of A at a time: what is made of them stays in the cache
+  const int64_t n = problem_.A.size(0), rows = std::max<int64_t>(kBlock / std::max<int64_t>(columns(), 1), 64);
+  Tensor out = at::empty({n}, options().dtype(at::kDouble));
+  const Tensor to = metric.defined() ? metric.to(options()) : metric;
+  const Tensor from = (metric.defined() ? at::matmul(metric.mT(), center) : center).to(options());
+  for (int64_t i = 0; i < n; i += rows) {
+    const Tensor block = problem_.A.slice(0, i, i + rows).to(problem_.b.scalar_type());
+    const Tensor off = (to.defined() ? at::matmul(block, to) : block) - from;
+    out.slice(0, i, i + rows).copy_(off.square_().sum(-1));
+  }
+  return out;
+}
+
+Tensor RegressionData::product(const Tensor& x, const Tensor& v, const Point& point, const RegressionSettings& settings,
+                               c10::string_view curvature) const {
+  RegressionPoint here = problem_;
+  here.x = x;
+  const Tensor scaled = (v * std::exp(-point[Numbers::log_scale])).to(options());
+  return wide(regression_product(here, scaled, settings, curvature));
+}
+
+Tensor RegressionData::squares(const Tensor& logits, const Point& point, const RegressionSettings& settings) const {
+  if (settings.form == "plain") return {};
+  Tensor v = problem_.b;
+  if (settings.form == "normalized") {
+    // u over its sum, by logarithms: either may be beyond the type's range.
+    const Tensor z = settings.kind == "exp" ? logits : logits.abs(), beside = (-2 * z).exp();
+    v = (z - point[Numbers::log_sum]).exp();
+    if (settings.kind != "exp") v = v * (settings.kind == "cosh" ? 1 + beside : 1 - beside) / 2;
+  }
+  const Tensor square = v.square();
+  return problem_.row_weight.defined() ? problem_.row_weight * square : square;
 }
 
 Tensor RegressionData::statistics(const Tensor& logits, const Tensor& direction, const Tensor& steps,

@@ -37,6 +37,15 @@ class RegressionData {
     Tensor gradient;  // float64, in the units of the point
   };
   Evaluation evaluate(const Tensor& x, const RegressionSettings&) const;
+  // A^T of each of the vectors [K, n], of A's elements squared if so asked: float64 on the CPU [K, d].
+  Tensor transposed(const Tensor& vectors, bool squared) const;
+  // |metric^T (a_i - center)|^2 of every row [n], float64; center [d], metric [d, m] (undefined: none) on the CPU.
+  Tensor row_sizes(const Tensor& center, const Tensor& metric) const;
+  // Hessian times v [d], in the units of `point`, float64 on the CPU both.
+  Tensor product(const Tensor& x, const Tensor& v, const Point& point, const RegressionSettings&,
+                 c10::string_view curvature) const;
+  // Rows of A.
+  Tensor gathered(const Tensor& index) const;
   // A Gram too: gradient, Hessian and noise of the vectors `rows` (RegressionRows), float64 on the CPU. `square`: of
   // RegressionStatistics.
   RegressionCurvature curvature(const Tensor& rows, double square, c10::string_view curvature) const;
@@ -49,6 +58,8 @@ class RegressionData {
   Point point(const Tensor& logits, const RegressionSettings&) const;
   Point point(const Tensor& logits, const Tensor& direction, double step, const RegressionSettings&) const;
   Tensor vectors(const Tensor& logits, const Point& point, const RegressionSettings&) const;  // RegressionRows
+  // w_i v_i^2, with v as in docs/math.md (9); undefined in the plain form, where v = 0.
+  Tensor squares(const Tensor& logits, const Point& point, const RegressionSettings&) const;
   ModelNumbers model(const Tensor& vectors, const Tensor& direction) const;
 
  private:

@@ -24,6 +24,8 @@ using namespace rescaled::ops;
 constexpr double kPoor = .1;   // of what the model promised: its Hessian is of another place
 constexpr double kSlow = .5;   // decrease of the promise from one step to the next,
 constexpr int kSlowSteps = 2;  // that many times: so is this
+constexpr double kDearGram = 5;      // reads of A a Gram costs, above which a sample's Hessian pays,
+constexpr int64_t kManyRows = 200;  // with so many rows for each column
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 double seconds_of(const std::function<void()>& f) {
@@ -51,6 +53,7 @@ SolveMethod choose_method(const Tensor& A, const Tensor& b, double& gram_ratio) 
     both = std::min(both, seconds_of([&] { regression_curvature(part, resident, numbers, "gauss_newton"); }));
   }
   gram_ratio = std::max(both / read - 1, 0.);
+  if (gram_ratio > kDearGram && n >= kManyRows * d) return SolveMethod::sampled;
   return gram_ratio > 1 ? SolveMethod::lbfgs : SolveMethod::newton;
 }
 
@@ -76,6 +79,7 @@ void RegressionSolver::memory_iteration(std::vector<Tensor>& history) {
   below_rounding = below_rounding || (!last && promised <= 4 * epsilon_ * epsilon_ * loss_of_x);
   if (below_rounding || !std::isfinite(promised) || promised <= 0) {
     state_[State::exact] = below_rounding ? 2 : 1, state_[State::iterations] -= 1;
+    sample_failed(/*hopeless=*/below_rounding);
     return;
   }
   const double noise = rounding();
@@ -93,6 +97,7 @@ void RegressionSolver::memory_iteration(std::vector<Tensor>& history) {
   state_[State::slow] += state_[State::promised] > 0 && kept > kSlow * state_[State::promised];
   state_[State::promised] = kept;
   if (!good || found < kPoor * promised / 2 || state_[State::slow] >= kSlowSteps) {
+    sample_failed(/*hopeless=*/state_[State::slow] >= kSlowSteps);
     state_[State::exact] = 1, state_[State::slow] = state_[State::promised] = 0;
     return watch_sum();
   }

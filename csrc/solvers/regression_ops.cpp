@@ -33,7 +33,8 @@ using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
   const Tensor &A, const Tensor &b, const MaybeTensor &row_weight, const MaybeTensor &penalty_weight, \
       const MaybeTensor &x0, const MaybeTensor &state
 #define SOLVE_OPTIONS \
-  c10::string_view method, int64_t max_iterations, double gtol, double ftol, double xtol, double damping, int64_t chunk
+  c10::string_view method, int64_t max_iterations, double gtol, double ftol, double xtol, double damping, \
+      int64_t chunk, c10::string_view sampling, int64_t sample_rows, int64_t seed
 using SolveSignature = Four(SOLVE_POINT, RESCALED_REGRESSION_SETTINGS, SOLVE_OPTIONS);
 
 // Leading dimensions as one: expanded views.
@@ -50,11 +51,20 @@ Tensor restored(const Tensor& t, const std::vector<int64_t>& full) {
   return t.reshape(sizes);
 }
 
+void check_sampling(const char* op, c10::string_view sampling, int64_t sample_rows, int64_t seed) {
+  RESCALED_CHECK(
+      VALUE, sampling == "auto" || sampling == "leverage" || sampling == "row_norm" || sampling == "uniform", op,
+      "sampling 'auto', 'leverage', 'row_norm' or 'uniform', got '", sampling, "'");
+  RESCALED_CHECK(VALUE, sample_rows >= 0, op, "sample_rows >= 0, got ", sample_rows);
+  RESCALED_CHECK(VALUE, seed >= 0 && seed < (int64_t{1} << 53), op, "a seed in [0, 2^53), got ", seed);
+}
+
 void check_solver(const RegressionPoint& x, const Tensor& state, c10::string_view method, int64_t max_iterations,
                   double gtol, double ftol, double xtol, double damping, int64_t chunk) {
   const char* op = "solve_regression";
-  RESCALED_CHECK(VALUE, method == "newton" || method == "lbfgs" || method == "auto", op,
-                 "method 'newton', 'lbfgs' or 'auto', got '", method, "'");
+  RESCALED_CHECK(VALUE,
+                 method == "newton" || method == "lbfgs" || method == "sampled" || method == "cg" || method == "auto",
+                 op, "method 'newton', 'lbfgs', 'sampled', 'cg' or 'auto', got '", method, "'");
   RESCALED_CHECK(VALUE, max_iterations >= 0, op, "max_iterations >= 0, got ", max_iterations);
   for (const auto& [name, value] :
        {std::pair<const char*, double>{"gtol", gtol}, {"ftol", ftol}, {"xtol", xtol}, {"damping", damping}})
@@ -73,13 +83,15 @@ Four solve(SOLVE_POINT, RESCALED_REGRESSION_SETTINGS, SOLVE_OPTIONS) {
   const RegressionPoint given{A, b, defined_or(x0), defined_or(row_weight), defined_or(penalty_weight)};
   const RegressionSettings settings = RESCALED_THE_REGRESSION_SETTINGS;
   check_solver(given, defined_or(state), method, max_iterations, gtol, ftol, xtol, damping, chunk);
+  check_sampling("solve_regression", sampling, sample_rows, seed);
   std::vector<int64_t> full;
   for (const c10::SymInt& size : leading_sizes(given)) full.push_back(size.expect_int());
   const RegressionPoint all{flattened(A, 2, full), flattened(b, 1, full), flattened(given.x, 1, full),
                             flattened(given.row_weight, 1, full), flattened(given.penalty_weight, 1, full)};
   const Tensor states = flattened(defined_or(state), 1, full);
   const int64_t count = all.A.size(0), n = A.size(-2), d = A.size(-1);
-  const Options options{std::string(method), max_iterations, gtol, ftol, xtol, damping};
+  const Options options{std::string(method), max_iterations, gtol, ftol, xtol, damping,
+                        {std::string(sampling), sample_rows, seed}};
   std::vector<Solution> found(static_cast<size_t>(count));
   const auto one = [](const Tensor& t, int64_t i) { return t.defined() ? t.select(0, i) : t; };
   const auto run = [&](int64_t begin, int64_t end) {
@@ -165,7 +177,8 @@ Four solve_autograd(c10::DispatchKeySet keys, SOLVE_POINT, RESCALED_REGRESSION_S
   const auto out = record<Implicit>(
       RESCALED_THE_REGRESSION_SETTINGS, {A, b, defined_or(row_weight), defined_or(penalty_weight)}, [&] {
         return to_list(op.redispatch(keys & c10::after_autograd_keyset, A, b, row_weight, penalty_weight, x0, state,
-                                     kind, form, method, max_iterations, gtol, ftol, xtol, damping, chunk));
+                                     kind, form, method, max_iterations, gtol, ftol, xtol, damping, chunk, sampling,
+                                     sample_rows, seed));
       });
   return {out[0], out[1], out[2], out[3]};
 }
@@ -173,7 +186,8 @@ Four solve_autograd(c10::DispatchKeySet keys, SOLVE_POINT, RESCALED_REGRESSION_S
 Four solve_regression(const Tensor& A, const Tensor& b, const MaybeTensor& x0, const MaybeTensor& row_weight,
                       const MaybeTensor& penalty_weight, RESCALED_REGRESSION_SETTINGS, c10::string_view method,
                       int64_t max_iterations, double gtol, std::optional<double> ftol, double xtol, double damping,
-                      std::optional<int64_t> chunk, const MaybeTensor& state) {
+                      std::optional<int64_t> chunk, const MaybeTensor& state, c10::string_view sampling,
+                      std::optional<int64_t> sample_rows, int64_t seed) {
   const RegressionSettings settings = RESCALED_THE_REGRESSION_SETTINGS;
   RegressionPoint point{A, b, defined_or(x0), defined_or(row_weight), defined_or(penalty_weight)};
   check_regression("solve_regression", point, settings);
@@ -182,7 +196,17 @@ Four solve_regression(const Tensor& A, const Tensor& b, const MaybeTensor& x0, c
   static const auto op = handle<SolveSignature>("torch_rescaled::_solve_regression");
   return op.call(point.A, point.b, maybe(point.row_weight), maybe(point.penalty_weight), maybe(point.x), state, kind,
                  form, method, max_iterations, gtol, ftol.value_or(default_ftol), xtol, damping,
-                 chunk.value_or(max_iterations + 1));
+                 chunk.value_or(max_iterations + 1), sampling, sample_rows.value_or(0), seed);
+}
+
+Tensor sampled_hessian(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS, c10::string_view sampling,
+                       int64_t sample_rows, int64_t seed) {
+  const char* op = "_regression_sampled_hessian";
+  const RegressionPoint point = RESCALED_THE_REGRESSION;
+  check_regression_point(op, point, RESCALED_THE_REGRESSION_SETTINGS);
+  check_sampling(op, sampling, sample_rows, seed);
+  RESCALED_CHECK(VALUE, A.dim() == 2, op, "a single problem, A [n, d], got ", shape(A));
+  return sampled_hessian_at(point, RESCALED_THE_REGRESSION_SETTINGS, {std::string(sampling), sample_rows, seed});
 }
 
 Tensor newton_step(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS, c10::string_view curvature, double damping) {
@@ -206,6 +230,7 @@ Tensor newton_step(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS, c10::strin
 
 TORCH_LIBRARY_IMPL(torch_rescaled, CompositeExplicitAutograd, m) {
   m.impl("_solve_regression", TORCH_FN(torch_rescaled::solvers::solve));
+  m.impl("_regression_sampled_hessian", TORCH_FN(torch_rescaled::solvers::sampled_hessian));
 }
 TORCH_LIBRARY_IMPL(torch_rescaled, Autograd, m) {
   m.impl("_solve_regression", TORCH_FN(torch_rescaled::solvers::solve_autograd));

@@ -19,7 +19,7 @@
 #include <cmath>
 #include <limits>
 
-#include "regression_data.h"
+#include "regression_sampler.h"
 
 namespace torch_rescaled::solvers {
 namespace {
@@ -39,7 +39,7 @@ Tensor losses_along(const Tensor& t, const Tensor& steps, const RegressionData& 
 
 // Least squares of log b in the metric of Gauss-Newton's Hessian where u is unit b: one step from there. In the
 // normalized form the metric does not see an intercept. Rows with b <= 0 count as 0.
-Start log_start(const RegressionData& data, const RegressionSettings& settings) {
+Start log_start(const RegressionData& data, const RegressionSettings& settings, RowSampler* sampler) {
   Start start;
   const RegressionPoint& x = data.problem();
   Tensor f = x.b.clamp_min(0);
@@ -50,13 +50,25 @@ Start log_start(const RegressionData& data, const RegressionSettings& settings) 
   const Tensor wf = x.row_weight.defined() ? x.row_weight * f : f, zero = at::zeros_like(f);
   Tensor aim = at::where(f > 0, f, 1).log(), diagonal = wf * f;
   if (normalized) aim = aim - (f * aim).sum();
-  aim = f * wf * aim;
+  const Tensor inner = f * wf * aim;
+  aim = inner;
   if (normalized) aim = aim - f * aim.sum();
   if (x.penalty_weight.defined()) diagonal = diagonal + x.penalty_weight.square();
   const Tensor p = normalized ? f : zero, q = normalized ? wf * f : zero, noise = (2 * f * wf).square();
   const double square = normalized ? (wf * f).sum().item<double>() : 0;
-  start.model = data.curvature(at::stack({aim, diagonal, zero, p, q, zero, noise}), square, "gauss_newton");
-  start.reads = start.grams = 1;
+  const Tensor rows = at::stack({aim, diagonal, zero, p, q, zero, noise});
+  if (sampler != nullptr) {  // least squares of a sample alone
+    const Tensor side = normalized ? data.transposed(p.unsqueeze(0), false)[0] : at::zeros({x.A.size(1)}, at::kDouble);
+    start.reads = normalized;
+    const SampledHessian found =
+        sampler->hessian({rows, normalized ? wf * f : Tensor(), side, /*centered=*/true}, inner);
+    start.model = {found.gradient, found.hessian, found.noise};
+    if (found.gradient.defined() && normalized) start.model.gradient = found.gradient - side * found.inner_sum;
+  }
+  if (!start.model.hessian.defined()) {
+    start.model = data.curvature(rows, square, "gauss_newton");
+    start.reads += 1, start.grams = 1;
+  }
   const Tensor W = whitening(start.model.hessian, kCutoff);
   start.x = at::matmul(W, at::matmul(W.mT(), start.model.gradient));
   return start;
@@ -127,18 +139,31 @@ Start asinh_start(const RegressionData& data, const RegressionSettings& settings
   return found;
 }
 
+Tensor any_start(int64_t d, const at::TensorOptions& options) {  // nothing to go by
+  return (at::linspace(.5, 1, d, at::kDouble) / (d > 0 ? d : 1)).to(options);
+}
+
 }  // namespace
 
-Start starting_point(const RegressionData& data, const RegressionSettings& settings) {
+Tensor start_without_square(const RegressionData& data, const RegressionSettings&) {
+  return any_start(data.columns(), data.options());
+}
+
+Start starting_point(const RegressionData& data, const RegressionSettings& settings, RowSampler* sampler) {
   const RegressionPoint& x = data.problem();
+  if (sampler != nullptr && settings.kind != "exp") {
+    const RegressionPoint subset = sampler->subset(settings.form == "normalized");
+    Start start = starting_point(RegressionData(subset), settings);
+    start.reads = start.grams = 0;
+    return start;
+  }
   const int64_t d = x.A.size(-1);
   Start start;
   if (x.b.numel() > 0 && d > 0 && x.b.isfinite().all().item<bool>())
-    start = settings.kind == "exp"    ? log_start(data, settings)
+    start = settings.kind == "exp"    ? log_start(data, settings, sampler)
             : settings.kind == "cosh" ? spectral_start(data, settings)
                                       : asinh_start(data, settings);
-  if (!start.x.defined() || !start.x.isfinite().all().item<bool>())
-    start.x = at::linspace(.5, 1, d, at::kDouble) / (d > 0 ? d : 1);  // nothing to go by
+  if (!start.x.defined() || !start.x.isfinite().all().item<bool>()) start.x = any_start(d, x.b.options());
   start.x = start.x.to(x.b.options());
   return start;
 }

@@ -123,6 +123,6 @@ TORCH_LIBRARY_IMPL(torch_rescaled, Autograd, m) {
   m.impl("_regression_double_backward", TORCH_FN(double_backward_autograd));
   for (const char* name :
        {"_regression_evaluate", "_regression_gauss_newton", "_regression_product", "_regression_matvec",
-        "_regression_statistics", "_regression_rows", "_regression_model", "_regression_curvature"})
+        "_regression_statistics", "_regression_rows", "_regression_model", "_regression_curvature", "_regression_transposed"})
     m.impl(name, not_differentiable());
 }

@@ -104,6 +104,17 @@ void check_regression_matvec(const Tensor& A, const Tensor& v) {
   check_batch_rank(op, full);
 }
 
+void check_regression_transposed(const Tensor& A, const Tensor& weights) {
+  const char* op = "_regression_transposed";
+  check_matrix(op, A);
+  check_vector(op, A, {"weights", weights}, "rows", A.sym_size(-2));
+  RESCALED_CHECK(VALUE, weights.dim() == A.dim(), op, "weights [*, K, n] with A's ", A.dim() - 2,
+                 " leading dimensions, got ", shape(weights));
+  const std::vector<c10::SymInt> full = leading_sizes({{A, 2}, {weights, 2}});
+  check_leading(op, "A", A, 2, full), check_leading(op, "weights", weights, 2, full);
+  check_batch_rank(op, full);
+}
+
 void check_resident(const Tensor& logits, const RegressionPoint& x, const RegressionSettings& settings) {
   const char* op = "_regression_statistics";
   check_settings(op, settings);

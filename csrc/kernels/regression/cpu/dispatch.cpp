@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "../../cpu/isa.h"
 #include "../parameters.h"
+#include "transposed.h"
 
 namespace rescaled {
 
@@ -14,6 +15,7 @@ namespace rescaled {
   RegressionProgram regression_rows(const RegressionParameters&);         \
   RegressionProgram regression_model(const RegressionParameters&);        \
   RegressionProgram regression_curvature(const RegressionParameters&);    \
+  RegressionProgram regression_transposed(const RegressionParameters&, bool squared); \
   }
 #define RESCALED_KERNELS(isa)                                                                                 \
   {isa::regression_evaluate,   isa::regression_gauss_newton, isa::regression_product, isa::regression_matvec, \
@@ -39,6 +41,19 @@ const RegressionKernels& regression_cpu_kernels() {
     }
   }();
   return kernels;
+}
+
+RegressionProgram regression_cpu_transposed(const RegressionParameters& p, bool squared) {
+  switch (cpu_vector_isa()) {
+#if defined(__x86_64__)
+    case Isa::avx512:
+      return avx512::regression_transposed(p, squared);
+    case Isa::avx2:
+      return avx2::regression_transposed(p, squared);
+#endif
+    default:
+      return baseline::regression_transposed(p, squared);
+  }
 }
 
 }  // namespace rescaled
