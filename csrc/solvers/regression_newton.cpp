@@ -13,12 +13,14 @@ namespace {
 constexpr double kLeastDamping = 1e-12, kMostDamping = 1e10;
 constexpr double kReach = 2, kLongReach = 16;  // largest |step A s| tried first, and ever
 constexpr double kNear = .5;  // |step A s| below which L-BFGS may take over: its first steps have no line search
+constexpr double kSampledModel = 3;  // of the history
+constexpr double kTwice = 2;         // times or part of the curvature that a sample showed: it was too small
 constexpr int kTries = 12, kRefresh = 10;
 
 }  // namespace
 
 double RegressionSolver::model_of_step() const {
-  return state_[State::full_mode] != 0 ? 1 : in_part() && !is(SolveMethod::cg) ? 3 : 0;
+  return state_[State::full_mode] != 0 ? 1 : in_part() && !is(SolveMethod::cg) ? kSampledModel : 0;
 }
 
 void RegressionSolver::newton_iteration(std::vector<Tensor>& history) {
@@ -52,6 +54,10 @@ void RegressionSolver::search(const Tensor& step, const Tensor& t, const Models&
                model = model_of_step(), noise = rounding();
   const bool no_move = reach <= std::max(options_.xtol, 8 * epsilon_) * size;
   const Status last = promises_nothing(promised) ? Status::loss : no_move ? Status::step : Status::running;
+  // The exact curvature along the step, in units of the Hessian's that it was made with.
+  const double curved = models.gauss_newton / promised;
+  const bool poor = model == kSampledModel && !(curved < kTwice && curved > 1 / kTwice);
+  if (poor) sample_failed(/*hopeless=*/false);
   const auto accepted = [&](double factor, double found) {
     return found > kArmijo * factor * promised || (promised < 10 * noise && found >= -noise && last == Status::running);
   };
@@ -78,7 +84,6 @@ void RegressionSolver::search(const Tensor& step, const Tensor& t, const Models&
   }
   if (!good) {
     record(history, 0, 0, model);
-    sample_failed(/*hopeless=*/false);
     state_[State::damping] = 100 * std::max(state_[State::damping], 1e-8);
     if (state_[State::damping] > kMostDamping) stop(Status::stalled);
     return;
@@ -94,7 +99,7 @@ void RegressionSolver::search(const Tensor& step, const Tensor& t, const Models&
   take(step, t, factor);
   record(history, factor * reach, factor, model);
   if (flat(before)) return converged(Status::flat);
-  if (with_memory() && state_[State::exact] == 1 && factor == 1 && reach < kNear) {
+  if (with_memory() && state_[State::exact] == 1 && factor == 1 && reach < kNear && !poor) {
     state_.memory.begin(hessian_, noise_, log_scale);
     state_[State::exact] = 0;
     evaluate_at_x();

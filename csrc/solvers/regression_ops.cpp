@@ -53,8 +53,10 @@ Tensor restored(const Tensor& t, const std::vector<int64_t>& full) {
 
 void check_sampling(const char* op, c10::string_view sampling, int64_t sample_rows, int64_t seed) {
   RESCALED_CHECK(
-      VALUE, sampling == "auto" || sampling == "leverage" || sampling == "row_norm" || sampling == "uniform", op,
-      "sampling 'auto', 'leverage', 'row_norm' or 'uniform', got '", sampling, "'");
+      VALUE,
+      sampling == "auto" || sampling == "weight" || sampling == "leverage" || sampling == "row_norm" ||
+          sampling == "uniform",
+      op, "sampling 'auto', 'weight', 'leverage', 'row_norm' or 'uniform', got '", sampling, "'");
   RESCALED_CHECK(VALUE, sample_rows >= 0, op, "sample_rows >= 0, got ", sample_rows);
   RESCALED_CHECK(VALUE, seed >= 0 && seed < (int64_t{1} << 53), op, "a seed in [0, 2^53), got ", seed);
 }

@@ -15,12 +15,17 @@
 #include <ATen/ops/zeros_like.h>
 
 #include <cmath>
+#include <limits>
 #include <vector>
 
 namespace torch_rescaled::solvers {
 namespace {
 
 using Rows = rescaled::RegressionRows;
+
+constexpr int kRounds = 3;         // of samples, to find leverages by
+constexpr double kRidge = 1e-12;   // of the scaled Hessian that they are found by, at least
+constexpr double kInfinite = std::numeric_limits<double>::infinity();
 
 double square_of(const Tensor& t) { return at::dot(t, t).item<double>(); }
 Tensor vector(const Jacobian& j, int64_t i) { return j.rows.select(-2, i).to(at::kDouble); }
@@ -59,13 +64,13 @@ uint64_t RowSampler::next_seed() { return seed_of(sampling_.seed, static_cast<in
 // |J_i|^2 up to a factor of at most 2: of p_i (a_i - c) and of what v_i h and p_i c differ by.
 Tensor RowSampler::chances(const Jacobian& j) const {
   const int64_t n = data_.rows();
-  if (sampling_.is("uniform")) return at::ones({n}, j.rows.options().dtype(at::kDouble));
+  if (sampling_.by == "uniform") return at::ones({n}, j.rows.options().dtype(at::kDouble));
   const Tensor diagonal = vector(j, Rows::diagonal);
   Tensor out = sizes_.known ? diagonal * sizes_.sizes : diagonal;
   if (!j.squares.defined()) return out;
   const Tensor p = vector(j, Rows::p), squares = j.squares.to(at::kDouble);
   const double sum = p.sum().item<double>(), unit = p.abs().sum().item<double>();
-  const bool in_metric = sizes_.known && sampling_.is("leverage");
+  const bool in_metric = sizes_.known && sampling_.by == "leverage";
   const auto size = [&](const Tensor& t) { return square_of(in_metric ? at::matmul(sizes_.metric.mT(), t) : t); };
   if (j.centered) {
     const Tensor rest = (diagonal - 2 * sum * vector(j, Rows::q) + sum * sum * squares).clamp_min(0);
@@ -74,10 +79,8 @@ Tensor RowSampler::chances(const Jacobian& j) const {
   return out + squares * (sizes_.known ? size(j.side) : unit * unit);
 }
 
-SampledHessian RowSampler::sampled(const Jacobian& j, const Tensor& inner) {
-  Tensor chance = chances(j);
-  if (sizes_.known && sampling_.is("leverage")) chance = capped(chance, data_.columns());
-  const Sample sample = draw_rows(chance, count(), next_seed());
+SampledHessian RowSampler::sampled(const Jacobian& j, const Tensor& inner, const Tensor& chances) {
+  const Sample sample = draw_rows(chances, count(), next_seed());
   if (!sample) return {};
   const RegressionPoint drawn{data_.gathered(sample.index), sample.weight, {}, {}, {}};
   const RegressionData rows(drawn);
@@ -104,27 +107,32 @@ SampledHessian RowSampler::sampled(const Jacobian& j, const Tensor& inner) {
   return found;
 }
 
+// Where the first sample, by weight, has missed directions, leverages by it are far too large, and a sample by those has
+// the directions: another round, until their sum is about what it should be.
 void RowSampler::size_rows(const Jacobian& j) {
   const double sum = j.centered ? vector(j, Rows::p).sum().item<double>() : 0;
   const Tensor center = j.centered && j.squares.defined() ? j.side / sum : at::zeros_like(j.side);
-  Tensor metric;
-  if (sampling_.is("leverage")) {
-    const SampledHessian first = sampled(j, {});  // by the weights of the rows alone
-    if (!first.hessian.defined()) return;
-    const Factored factor(first.hessian, 1e-12);
-    if (!factor) return;
-    metric = factor.half_inverse(normal_deviates(data_.columns(), RowSizes::kSketch, next_seed())) /
-             std::sqrt(static_cast<double>(RowSizes::kSketch));
-    sizes_.metric = metric;
+  if (sampling_.by != "leverage") {
+    sizes_.sizes = data_.row_sizes(center, {}), sizes_.known = true, reads_ += 1;
+    return;
   }
-  sizes_.sizes = data_.row_sizes(center, metric);
-  reads_ += 1;
-  sizes_.known = true;
+  for (int i = 0; i < kRounds; ++i) {
+    const SampledHessian by = sampled(j, {}, chances(j).clamp_max(i == 0 ? kInfinite : 1));
+    if (!by.hessian.defined()) return;
+    const Factored factor(by.hessian, kRidge);
+    if (!factor) return;
+    sizes_.metric = factor.half_inverse(normal_deviates(data_.columns(), RowSizes::kSketch, next_seed())) /
+                    std::sqrt(static_cast<double>(RowSizes::kSketch));
+    sizes_.sizes = data_.row_sizes(center, sizes_.metric), sizes_.known = true, reads_ += 1;
+    if (chances(j).clamp_max(1).sum().item<double>() < 1.5 * static_cast<double>(data_.columns())) return;
+  }
 }
 
 SampledHessian RowSampler::hessian(const Jacobian& j, const Tensor& inner) {
-  if (!sizes_.known && !sampling_.is("uniform")) size_rows(j);
-  return sampled(j, inner);
+  if (!sizes_.known && sampling_.measures()) size_rows(j);
+  Tensor chance = chances(j);
+  if (sizes_.known && sampling_.by == "leverage") chance = capped(chance, data_.columns());
+  return sampled(j, inner, chance);
 }
 
 RegressionPoint RowSampler::subset(bool normalized) {

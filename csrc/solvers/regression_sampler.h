@@ -40,7 +40,7 @@ class RowSampler {
   RowSampler(const RegressionData& data, const Sampling& sampling, RowSizes& sizes, double& draws, double& reads)
       : data_(data), sampling_(sampling), sizes_(sizes), draws_(draws), reads_(reads) {}
 
-  // Rows' sizes are found first, by a read, unless they are known or the sampling is uniform. `inner` [n]: p_i w_i r_i,
+  // Rows' sizes are found first, by a read, where the sampling takes them and they are not known. `inner` [n]: p_i w_i r_i,
   // where the gradient is asked for.
   SampledHessian hessian(const Jacobian&, const Tensor& inner = {});
   // A problem of rows drawn uniformly, sums over which stand for those over all rows.
@@ -49,9 +49,9 @@ class RowSampler {
  private:
   Tensor chances(const Jacobian&) const;
   void size_rows(const Jacobian&);
-  SampledHessian sampled(const Jacobian&, const Tensor& inner);
+  SampledHessian sampled(const Jacobian&, const Tensor& inner, const Tensor& chances);
   uint64_t next_seed();
-  int64_t count() const { return sampling_.rows_of(data_.columns()); }
+  int64_t count() const { return sampling_.rows_of(data_.rows(), data_.columns()); }
 
   const RegressionData& data_;
   const Sampling& sampling_;
