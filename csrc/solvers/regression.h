@@ -50,12 +50,11 @@ struct Start {
   int64_t reads = 0, grams = 0;
 };
 // A starting point from b alone, of one problem in the normalized or the plain form: docs/solver.md.
-// By a sampler, of the rows that it draws.
+// By a sampler, of the rows that it draws; `by_columns`: without d x d matrices.
 class RegressionData;
 class RowSampler;
-Start starting_point(const RegressionData&, const RegressionSettings&, RowSampler* = nullptr);
-// One without d x d matrices.
-Tensor start_without_square(const RegressionData&, const RegressionSettings&);
+Start starting_point(const RegressionData&, const RegressionSettings&, RowSampler* = nullptr, bool by_columns = false);
+Start start_without_square(const RegressionData&, const RegressionSettings&);
 
 // The method for "auto": by what a Gram of A costs, measured on a part of its rows, and by how many rows there are to
 // sample from. `gram_ratio`: in reads.

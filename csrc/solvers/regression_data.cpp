@@ -6,13 +6,16 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/log.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
 #include <cmath>
+#include <limits>
 
 #include "../ops/regression/primitives.h"
 
@@ -87,6 +90,11 @@ Tensor RegressionData::squares(const Tensor& logits, const Point& point, const R
 Tensor RegressionData::statistics(const Tensor& logits, const Tensor& direction, const Tensor& steps,
                                   const RegressionSettings& settings) const {
   return wide(regression_statistics(logits, direction, steps, problem_, settings));
+}
+Tensor RegressionData::losses_along(const Tensor& t, const Tensor& steps, const RegressionSettings& settings) const {
+  const Tensor s = statistics(at::zeros_like(t), t, steps, settings);
+  const Tensor losses = s.select(-1, Numbers::loss).log() + s.select(-1, Numbers::log_scale);
+  return at::where(losses.isfinite(), losses, std::numeric_limits<double>::infinity());
 }
 Point RegressionData::point(const Tensor& logits, const RegressionSettings& settings) const {
   return numbers<Numbers::count>(statistics(logits, {}, {}, settings));

@@ -55,6 +55,8 @@ class RegressionData {
   // No read. Numbers at logits + steps[k] direction, float64 on the CPU [K, count]; of the logits alone with K = 1.
   Tensor statistics(const Tensor& logits, const Tensor& direction, const Tensor& steps,
                     const RegressionSettings&) const;
+  // Losses of steps along t from zero logits, comparable with each other; +inf where they are not numbers.
+  Tensor losses_along(const Tensor& t, const Tensor& steps, const RegressionSettings&) const;
   Point point(const Tensor& logits, const RegressionSettings&) const;
   Point point(const Tensor& logits, const Tensor& direction, double step, const RegressionSettings&) const;
   Tensor vectors(const Tensor& logits, const Point& point, const RegressionSettings&) const;  // RegressionRows

@@ -60,10 +60,8 @@ void RegressionSolver::begin(const RegressionData& data, const RegressionSetting
   RowSampler sampler = solver.sampler();
   if (problem.x.defined())
     start.x = problem.x.clone();
-  else if (solver.by_diagonal())
-    start.x = start_without_square(data, solver.form_);
   else
-    start = starting_point(data, solver.form_, samples ? &sampler : nullptr);
+    start = starting_point(data, solver.form_, samples ? &sampler : nullptr, solver.by_diagonal());
   state[State::sized] = state.sizes.known;
   state[State::samples] += samples && start.model.hessian.defined();
   state.x = start.x, state.anchor = at::zeros_like(state.x);
@@ -202,6 +200,7 @@ void RegressionSolver::finish(Status status) {
 
 // Delta = (|c| / |f|)^2 / (1 - R^2) at the normalized solution: below 1/4 the rescaled loss has a minimum nearby.
 void RegressionSolver::certify() {
+  if (by_diagonal()) return;
   fill_rows();
   const Tensor q = rows_.select(-2, Rows::q), &weight = data_.problem().row_weight;
   Tensor diagonal = rows_.select(-2, Rows::p).square();

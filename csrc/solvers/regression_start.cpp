@@ -29,14 +29,6 @@ using Statistics = rescaled::RegressionStatistics;
 constexpr double kCutoff = 1e-12;
 constexpr int64_t kScales = 24;  // of sinh's starts
 
-// Losses of steps along t from zero logits, comparable with each other; +inf where they are not numbers.
-Tensor losses_along(const Tensor& t, const Tensor& steps, const RegressionData& data,
-                    const RegressionSettings& settings) {
-  const Tensor s = data.statistics(at::zeros_like(t), t, steps, settings);
-  const Tensor losses = s.select(-1, Statistics::loss).log() + s.select(-1, Statistics::log_scale);
-  return at::where(losses.isfinite(), losses, std::numeric_limits<double>::infinity());
-}
-
 // Least squares of log b in the metric of Gauss-Newton's Hessian where u is unit b: one step from there. In the
 // normalized form the metric does not see an intercept. Rows with b <= 0 count as 0.
 Start log_start(const RegressionData& data, const RegressionSettings& settings, RowSampler* sampler) {
@@ -92,7 +84,7 @@ Start spectral_start(const RegressionData& data, const RegressionSettings& setti
   const double size = z.square().mean().sqrt().item<double>();
   if (!(size > 0)) return found;
   const Tensor lengths = at::exp2(at::arange(-3, 4.25, .5, at::kDouble)) / size;
-  found.x = start * lengths[losses_along(z, lengths.to(x.b.device()), data, settings).argmin()];
+  found.x = start * lengths[data.losses_along(z, lengths.to(x.b.device()), settings).argmin()];
   return found;
 }
 
@@ -139,17 +131,10 @@ Start asinh_start(const RegressionData& data, const RegressionSettings& settings
   return found;
 }
 
-Tensor any_start(int64_t d, const at::TensorOptions& options) {  // nothing to go by
-  return (at::linspace(.5, 1, d, at::kDouble) / (d > 0 ? d : 1)).to(options);
-}
-
 }  // namespace
 
-Tensor start_without_square(const RegressionData& data, const RegressionSettings&) {
-  return any_start(data.columns(), data.options());
-}
-
-Start starting_point(const RegressionData& data, const RegressionSettings& settings, RowSampler* sampler) {
+Start starting_point(const RegressionData& data, const RegressionSettings& settings, RowSampler* sampler,
+                     bool by_columns) {
   const RegressionPoint& x = data.problem();
   if (sampler != nullptr && settings.kind != "exp") {
     const RegressionPoint subset = sampler->subset(settings.form == "normalized");
@@ -159,11 +144,14 @@ Start starting_point(const RegressionData& data, const RegressionSettings& setti
   }
   const int64_t d = x.A.size(-1);
   Start start;
-  if (x.b.numel() > 0 && d > 0 && x.b.isfinite().all().item<bool>())
+  if (by_columns)
+    start = start_without_square(data, settings);
+  else if (x.b.numel() > 0 && d > 0 && x.b.isfinite().all().item<bool>())
     start = settings.kind == "exp"    ? log_start(data, settings, sampler)
             : settings.kind == "cosh" ? spectral_start(data, settings)
                                       : asinh_start(data, settings);
-  if (!start.x.defined() || !start.x.isfinite().all().item<bool>()) start.x = any_start(d, x.b.options());
+  if (!start.x.defined() || !start.x.isfinite().all().item<bool>())
+    start.x = at::linspace(.5, 1, d, at::kDouble) / (d > 0 ? d : 1);  // nothing to go by
   start.x = start.x.to(x.b.options());
   return start;
 }
