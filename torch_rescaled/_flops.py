@@ -150,6 +150,11 @@ def _regression_matvec(A: Shape, v: Shape, *_: Any, **__: Any) -> int:
     return 2 * _elements(A, v)
 
 
+@register_flop_formula(_OPS._regression_transposed)
+def _regression_transposed(A: Shape, weights: Shape, squared: bool = False, *_: Any, **__: Any) -> int:
+    return _elements(A, weights[:-1]) * (2 * weights[-2] + squared)
+
+
 @register_flop_formula(_OPS._regression_curvature)
 def _regression_curvature(A: Shape, *_: Any, **__: Any) -> int:
     """Half of A^T D A, and four sums of rows."""

@@ -58,6 +58,7 @@ for _op in (
     _OPS._regression_gauss_newton.default,
     _OPS._regression_product.default,
     _OPS._regression_matvec.default,
+    _OPS._regression_transposed.default,
     _OPS._regression_statistics.default,
     _OPS._regression_rows.default,
     _OPS._regression_model.default,

@@ -60,7 +60,7 @@ class Report:
 
     names: ClassVar[tuple[str, ...]] = ()
     columns: ClassVar[tuple[str, ...]] = ()
-    models: ClassVar[tuple[str, ...]] = ("", ", full", ", L-BFGS")
+    models: ClassVar[tuple[str, ...]] = ("", ", full", ", L-BFGS", ", sampled")
     cost: ClassVar[str] = "reads"
 
     @property

@@ -16,7 +16,7 @@ from torch_rescaled.reports import Problem, R, Report, Status, statuses_of
 __all__ = ["Regression", "Solution", "solve"]
 
 _OPS = torch.ops.torch_rescaled
-_METHODS = ("newton", "lbfgs")
+_METHODS = ("newton", "lbfgs", "sampled", "cg")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,9 @@ class Regression:
         if options.pop("cg_iterations") is not None:
             raise ValueError("torch_rescaled::solve: expected no cg_iterations with a Regression, which has no use for it, got one")
         group = options.pop("group")
+        generator = options.pop("generator")
+        if generator is not None:
+            options["seed"] = int(torch.randint(2**53, (), generator=generator, device=generator.device))
         x, summary, history, state = _OPS.solve_regression(
             self.A, self.b, x0, row_weight=self.row_weight, penalty_weight=self.penalty_weight, kind=self.kind, form=self.form,
             group=None if group is None else group.group_name, state=state, chunk=chunk, **options,
@@ -84,7 +87,7 @@ class Solution(Report):
     #: 0 Newton, 1 L-BFGS; ``gram_ratio``: what a Gram costs in reads of A, NaN where ``"auto"`` did not measure it.
     names: ClassVar[tuple[str, ...]] = (
         "status", "log_loss", "gradient", "iterations", "reads", "grams", "certificate", "deficient", "effective_rows",
-        "seconds_reads", "seconds_grams", "seconds", "method", "gram_ratio",
+        "seconds_reads", "seconds_grams", "seconds", "method", "gram_ratio", "samples",
     )  # fmt: skip
     #: ``gradient``: largest entry over the root of the sum of squares of its terms (eps at best); ``step``: largest change of a
     #: logit (NaN for L-BFGS, which does not read A for it); ``model``: 0 Gauss-Newton, 1 the full Hessian, 2 L-BFGS; ``form``:
@@ -114,6 +117,9 @@ def solve(
     damping: float | None = None,
     cg_iterations: int | None = None,
     group: Any = None,
+    sampling: str = "auto",
+    sample_rows: int | None = None,
+    generator: torch.Generator | None = None,
     state: Tensor | None = None,
     callback: Callable[[R], bool | None] | None = None,
     verbose: int = 0,
@@ -172,7 +178,8 @@ def solve(
     """
     options: dict[str, Any] = {
         "method": method, "gtol": gtol, "ftol": ftol, "xtol": xtol, "max_iterations": max_iterations,
-        "cg_iterations": cg_iterations, "group": group,
+        "cg_iterations": cg_iterations, "group": group, "sampling": sampling, "sample_rows": sample_rows,
+        "generator": generator,
     }  # fmt: skip
     if damping is not None:
         options["damping"] = damping
@@ -180,6 +187,7 @@ def solve(
     lines: list[Tensor] = []
     while True:
         solution = problem._solve(x0, state, chunk, options)
+        options["generator"] = None  # the state has its seed
         new, state = solution.history, solution.state
         lines.append(new)
         solution = replace(solution, history=torch.cat(lines, -2))

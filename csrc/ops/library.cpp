@@ -42,9 +42,10 @@
 #define REGRESSION_CSR "Tensor crow_indices, Tensor col_indices, Tensor values, SymInt n_columns, Tensor b, Tensor x"
 #define REGRESSION_OPTIONS \
   "*, Tensor? row_weight=None, Tensor? penalty_weight=None, str kind=\"exp\", str form=\"rescaled\""
-#define SOLVER_OPTIONS                                                                              \
-  "str method=\"auto\", int max_iterations=100, float gtol=0.0, float? ftol=None, float xtol=0.0, " \
-  "float damping=1e-12, str? group=None, int? chunk=None, Tensor? state=None"
+#define SOLVER_OPTIONS                                                                                 \
+  "str method=\"auto\", int max_iterations=100, float gtol=0.0, float? ftol=None, float xtol=0.0, "    \
+  "float damping=1e-12, str? group=None, int? chunk=None, Tensor? state=None, str sampling=\"auto\", " \
+  "int? sample_rows=None, int seed=0"
 // Matrix regressions: query [*L, n1, d], key [*L, n2, d], target [*L, n1, n2], mask [*L, n1 | 1, n2 | 1] bool, float32
 // or float64. statistics [*L, n1, 5]: numbers of the rows that the forward saves for every later pass.
 // source says where the target comes from, a constant where it is not dense:
@@ -136,10 +137,25 @@ TORCH_LIBRARY(torch_rescaled, m) {
   m.def("solve_regression(Tensor A, Tensor b, Tensor? x0=None, " REGRESSION_OPTIONS ", " SOLVER_OPTIONS
         ") -> (Tensor x, Tensor summary, Tensor history, Tensor state)",
         {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
+  // Gauss-Newton's Hessian at x by a sample of the rows, as the solver computes it: [d, d] float64, in the units of
+  // _regression_curvature's
+  m.def("_regression_sampled_hessian(" REGRESSION ", " REGRESSION_SETTINGS
+        ", str sampling, int sample_rows, int seed, " PATTERN ") -> Tensor",
+        tags);
+  m.def("newton_step_csr(" REGRESSION_CSR ", " REGRESSION_OPTIONS
+        ", str curvature=\"gauss_newton\", float damping=0.0) -> Tensor",
+        tags);
+  m.def(
+      "solve_regression_csr(Tensor crow_indices, Tensor col_indices, Tensor values, SymInt n_columns, Tensor b, "
+      "Tensor? x0=None, " REGRESSION_OPTIONS ", " SOLVER_OPTIONS
+      ") -> (Tensor x, Tensor summary, Tensor history, Tensor state)",
+      {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
   m.def(
       "_solve_regression(Tensor A, Tensor b, Tensor? row_weight, Tensor? penalty_weight, Tensor? x0, Tensor? "
       "state, " REGRESSION_SETTINGS
-      ", str method, int max_iterations, float gtol, float ftol, float xtol, float damping, str? group, int chunk)"
+      ", str method, int max_iterations, float gtol, float ftol, float xtol, float damping, str? group, int chunk, "
+      "str sampling, int sample_rows, int seed, " PATTERN
+      ", SymInt n_columns=0)"
       " -> (Tensor x, Tensor summary, Tensor history, Tensor state)",
       {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});
 
@@ -188,6 +204,10 @@ TORCH_LIBRARY(torch_rescaled, m) {
   m.def("_regression_product(" REGRESSION ", Tensor v, " REGRESSION_SETTINGS ", str curvature, " PATTERN ") -> Tensor",
         tags);
   m.def("_regression_matvec(Tensor A, Tensor v, " PATTERN ") -> Tensor", tags);
+  // A^T weights: [*L, K, n] -> [*L, K, d], of A's elements squared if `squared`
+  m.def("_regression_transposed(Tensor A, Tensor weights, bool squared=False, " PATTERN
+        ", SymInt n_columns=0) -> Tensor",
+        tags);
   // Refuses what the operators refuse, and computes nothing.
   m.def("_regression_check(Tensor A, Tensor b, Tensor? row_weight, Tensor? penalty_weight, " REGRESSION_SETTINGS
         ", " PATTERN ", SymInt n_columns=0) -> ()",
@@ -206,11 +226,13 @@ TORCH_LIBRARY(torch_rescaled, m) {
         tags);
   // Of a part of the rows, not finished (../kernels/regression/parts.h), float64: [*L, 11 + 4 d], [*L, K, 11];
   // [*L, 4, d], [*L, d, d]
-  m.def("_regression_part(" REGRESSION ", " REGRESSION_SETTINGS ") -> Tensor", tags);
+  m.def("_regression_part(" REGRESSION ", " REGRESSION_SETTINGS ", " PATTERN ") -> Tensor", tags);
   m.def("_regression_part_statistics(Tensor logits, Tensor? direction, Tensor? steps, " TARGET ", " REGRESSION_SETTINGS
         ") -> Tensor",
         tags);
-  m.def("_regression_part_gram(Tensor A, Tensor rows, str curvature) -> (Tensor sides, Tensor gram)", tags);
+  m.def("_regression_part_gram(Tensor A, Tensor rows, str curvature, " PATTERN
+        ", SymInt n_columns=0) -> (Tensor sides, Tensor gram)",
+        tags);
 
   // A1 [*, n1, d1], X [*, d1, d2], A2 [*, n2, d2], attn_mask bool -> [*]; one target: B [*, n1, n2], or teacher_query
   // [*, n1, e] and teacher_key [*, n2, e], or crow_indices [*, n1 + 1], col_indices [*, nnz], values [*, nnz]

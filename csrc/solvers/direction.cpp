@@ -8,6 +8,7 @@
 #include <ATen/ops/eye.h>
 #include <ATen/ops/linalg_cholesky_ex.h>
 #include <ATen/ops/linalg_eigh.h>
+#include <ATen/ops/linalg_solve_triangular.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/where.h>
 
@@ -52,6 +53,23 @@ Direction newton_direction(const Tensor& hessian, const Tensor& gradient, double
     return out;
   }
   return out;
+}
+
+Factored::Factored(const Tensor& hessian, double ridge) : scale_(scaling(hessian)) {
+  if (!scale_.defined() || !hessian.isfinite().all().item<bool>()) return;
+  const Tensor matrix = scaled(hessian, scale_), identity = at::eye(matrix.size(0), matrix.options());
+  for (; ridge < 1e6; ridge *= 100) {
+    const auto [factor, info] = at::linalg_cholesky_ex(matrix + ridge * identity);
+    if (info.item<int32_t>() != 0) continue;
+    factor_ = factor;
+    return;
+  }
+}
+Tensor Factored::solve(const Tensor& right) const {
+  return scale_ * at::cholesky_solve((scale_ * right).unsqueeze(-1), factor_).squeeze(-1);
+}
+Tensor Factored::half_inverse(const Tensor& right) const {
+  return scale_.unsqueeze(-1) * at::linalg_solve_triangular(factor_.mT(), right, /*upper=*/true);
 }
 
 Tensor symmetric_solve(const Tensor& hessian, const Tensor& right, double cutoff) {

@@ -21,6 +21,18 @@ struct Direction {
 // hessian [d, d], gradient [d]. An indefinite Hessian is shifted until it is not.
 Direction newton_direction(const Tensor& hessian, const Tensor& gradient, double damping);
 
+// A positive semidefinite Hessian scaled by its diagonal, plus at least `ridge`, by Cholesky: H = S^-1 L L^T S^-1.
+class Factored {
+ public:
+  Factored(const Tensor& hessian, double ridge);
+  explicit operator bool() const { return factor_.defined(); }
+  Tensor solve(const Tensor& right) const;         // H^-1 right, [d]
+  Tensor half_inverse(const Tensor& right) const;  // S L^-T right, [d, m]
+
+ private:
+  Tensor scale_, factor_;
+};
+
 // H^-1 g for symmetric H [*, d, d] of any sign, g [*, d]; directions in which H is singular to rounding are left out.
 Tensor symmetric_solve(const Tensor& hessian, const Tensor& right, double cutoff);
 

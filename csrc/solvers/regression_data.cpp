@@ -1,16 +1,25 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "regression_data.h"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/abs.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/exp.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/log.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/ones_like.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
 #include <cmath>
 #include <limits>
 
+#include "../ops/regression/design.h"
 #include "../ops/regression/parts.h"
 #include "../ops/regression/primitives.h"
 
@@ -48,7 +57,7 @@ RegressionData::Evaluation RegressionData::evaluate(const Tensor& x, const Regre
 
 RegressionCurvature RegressionData::curvature(const Tensor& rows, double square, c10::string_view curvature) const {
   if (!group_.single()) {
-    const RegressionGram part = regression_part_gram(problem_.A, rows, curvature);
+    const RegressionGram part = regression_part_gram(problem_.design(), rows, curvature);
     const Tensor all = wide(group_.sum(at::cat({part.sides, part.gram})));
     const int64_t sides = part.sides.size(0);
     return finished_gram({all.slice(0, 0, sides), all.slice(0, sides)}, square);
@@ -65,12 +74,82 @@ RegressionCurvature RegressionData::weighted_gram(const Tensor& right, const Ten
   return curvature(at::stack({right, weight, zero, p, zero, zero, zero}), square, "gauss_newton");
 }
 
+Tensor RegressionData::transposed(const Tensor& vectors, bool squared) const {
+  return wide(regression_transposed(problem_.design(), vectors, squared));
+}
+
+RegressionPoint RegressionData::gathered(const Tensor& index) const {
+  const Design rows = selected_rows(problem_.design(), index);
+  return {rows.A, {}, {}, {}, {}, rows.pattern};
+}
+
+Tensor RegressionData::products(const Tensor& vectors) const {
+  constexpr int64_t kBlock = 1 << 14;  // rows of A in the type of the arithmetic at a time
+  const int64_t n = problem_.b.size(0);
+  const Tensor out = at::empty({vectors.size(1), n}, options());
+  if (problem_.pattern.sparse()) {
+    for (int64_t k = 0; k < vectors.size(1); ++k) out[k].copy_(matvec(vectors.select(1, k).contiguous()));
+    return out;
+  }
+  for (int64_t i = 0; i < n; i += kBlock) {
+    const Tensor block = problem_.A.slice(0, i, i + kBlock).to(problem_.b.scalar_type());
+    out.slice(1, i, i + kBlock).copy_(at::matmul(block, vectors).mT());
+  }
+  return out;
+}
+
+Tensor RegressionData::row_sizes(const Tensor& center, const Tensor& metric) const {
+  constexpr int64_t kBlock = 1 << 18;  // elements of A at a time: what is made of them stays in the cache
+  const int64_t n = problem_.b.size(0), rows = std::max<int64_t>(kBlock / std::max<int64_t>(columns(), 1), 64);
+  const Tensor to = metric.defined() ? metric.to(options()) : metric;
+  const Tensor from = (metric.defined() ? at::matmul(metric.mT(), center) : center).to(options());
+  if (problem_.pattern.sparse()) {
+    if (to.defined()) return (products(to) - from.unsqueeze(-1)).square_().sum(0).to(at::kDouble);
+    const Tensor values = problem_.A.to(problem_.b.scalar_type());
+    const Tensor squares = regression_matvec({values.square(), problem_.pattern}, at::ones_like(from));
+    return (squares - 2 * matvec(from) + from.square().sum()).clamp_min_(0).to(at::kDouble);
+  }
+  Tensor out = at::empty({n}, options().dtype(at::kDouble));
+  for (int64_t i = 0; i < n; i += rows) {
+    const Tensor block = problem_.A.slice(0, i, i + rows).to(problem_.b.scalar_type());
+    const Tensor off = (to.defined() ? at::matmul(block, to) : block) - from;
+    out.slice(0, i, i + rows).copy_(off.square_().sum(-1));
+  }
+  return out;
+}
+
+Tensor RegressionData::product(const Tensor& x, const Tensor& v, const Point& point, const RegressionSettings& settings,
+                               c10::string_view curvature) const {
+  RegressionPoint here = problem_;
+  here.x = x;
+  const Tensor scaled = (v * std::exp(-point[Numbers::log_scale])).to(options());
+  return wide(regression_product(here, scaled, settings, curvature));
+}
+
+Tensor RegressionData::squares(const Tensor& logits, const Point& point, const RegressionSettings& settings) const {
+  if (settings.form == "plain") return {};
+  Tensor v = problem_.b;
+  if (settings.form == "normalized") {
+    // u over its sum, by logarithms: either may be beyond the type's range.
+    const Tensor z = settings.kind == "exp" ? logits : logits.abs(), beside = (-2 * z).exp();
+    v = (z - point[Numbers::log_sum]).exp();
+    if (settings.kind != "exp") v = v * (settings.kind == "cosh" ? 1 + beside : 1 - beside) / 2;
+  }
+  const Tensor square = v.square();
+  return problem_.row_weight.defined() ? problem_.row_weight * square : square;
+}
+
 Tensor RegressionData::statistics(const Tensor& logits, const Tensor& direction, const Tensor& steps,
                                   const RegressionSettings& settings) const {
   if (!group_.single())
     return join_part_statistics(
         wide(group_.gathered(regression_part_statistics(logits, direction, steps, problem_, settings))), settings);
   return wide(regression_statistics(logits, direction, steps, problem_, settings));
+}
+Tensor RegressionData::losses_along(const Tensor& t, const Tensor& steps, const RegressionSettings& settings) const {
+  const Tensor s = statistics(at::zeros_like(t), t, steps, settings);
+  const Tensor losses = s.select(-1, Numbers::loss).log() + s.select(-1, Numbers::log_scale);
+  return at::where(losses.isfinite(), losses, std::numeric_limits<double>::infinity());
 }
 Point RegressionData::point(const Tensor& logits, const RegressionSettings& settings) const {
   return numbers<Numbers::count>(statistics(logits, {}, {}, settings));

@@ -28,7 +28,7 @@ class RegressionData {
  public:
   RegressionData(const RegressionPoint& problem, const Group& group);
   const RegressionPoint& problem() const { return problem_; }
-  int64_t columns() const { return problem_.A.size(-1); }
+  int64_t columns() const { return problem_.design().columns().expect_int(); }
   int64_t rows() const { return rows_; }  // of all processes
   const Group& group() const { return group_; }
   // A sum over the rows here to that over all, float64 on the CPU.
@@ -44,6 +44,17 @@ class RegressionData {
     Tensor gradient;  // float64, in the units of the point
   };
   Evaluation evaluate(const Tensor& x, const RegressionSettings&) const;
+  // A^T of each of the vectors [K, n], of A's elements squared if so asked: float64 on the CPU [K, d].
+  Tensor transposed(const Tensor& vectors, bool squared) const;
+  // |metric^T (a_i - center)|^2 of every row [n], float64; center [d], metric [d, m] (undefined: none) on the CPU.
+  Tensor row_sizes(const Tensor& center, const Tensor& metric) const;
+  // Hessian times v [d], in the units of `point`, float64 on the CPU both.
+  Tensor product(const Tensor& x, const Tensor& v, const Point& point, const RegressionSettings&,
+                 c10::string_view curvature) const;
+  // A times each column of `vectors` [d, K]: [K, n]; a dense A is read once.
+  Tensor products(const Tensor& vectors) const;
+  // Rows of A, as a problem's A.
+  RegressionPoint gathered(const Tensor& index) const;
   // A Gram too: gradient, Hessian and noise of the vectors `rows` (RegressionRows), float64 on the CPU. `square`: of
   // RegressionStatistics.
   RegressionCurvature curvature(const Tensor& rows, double square, c10::string_view curvature) const;
@@ -53,9 +64,13 @@ class RegressionData {
   // No read. Numbers at logits + steps[k] direction, float64 on the CPU [K, count]; of the logits alone with K = 1.
   Tensor statistics(const Tensor& logits, const Tensor& direction, const Tensor& steps,
                     const RegressionSettings&) const;
+  // Losses of steps along t from zero logits, comparable with each other; +inf where they are not numbers.
+  Tensor losses_along(const Tensor& t, const Tensor& steps, const RegressionSettings&) const;
   Point point(const Tensor& logits, const RegressionSettings&) const;
   Point point(const Tensor& logits, const Tensor& direction, double step, const RegressionSettings&) const;
   Tensor vectors(const Tensor& logits, const Point& point, const RegressionSettings&) const;  // RegressionRows
+  // w_i v_i^2, with v as in docs/math.md (9); undefined in the plain form, where v = 0.
+  Tensor squares(const Tensor& logits, const Point& point, const RegressionSettings&) const;
   ModelNumbers model(const Tensor& vectors, const Tensor& direction) const;
 
  private:

@@ -14,6 +14,7 @@
 #include <functional>
 #include <limits>
 
+#include "../ops/regression/design.h"
 #include "regression_solver.h"
 
 namespace torch_rescaled::solvers {
@@ -21,9 +22,11 @@ namespace {
 
 using namespace rescaled::ops;
 
-constexpr double kPoor = .1;   // of what the model promised: its Hessian is of another place
-constexpr double kSlow = .5;   // decrease of the promise from one step to the next,
-constexpr int kSlowSteps = 2;  // that many times: so is this
+constexpr double kPoor = .1;        // of what the model promised: its Hessian is of another place
+constexpr double kSlow = .5;        // decrease of the promise from one step to the next,
+constexpr int kSlowSteps = 2;       // that many times: so is this
+constexpr double kDearGram = 5;     // reads of A a Gram costs, above which a sample's Hessian pays,
+constexpr int64_t kManyRows = 200;  // with so many rows for each column
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 double seconds_of(const std::function<void()>& f) {
@@ -37,20 +40,25 @@ double seconds_of(const std::function<void()>& f) {
 
 }  // namespace
 
-SolveMethod choose_method(const Tensor& A, const Tensor& b, double& gram_ratio) {
+SolveMethod choose_method(const RegressionData& data, double& gram_ratio) {
   constexpr int64_t kSmall = 1 << 18, kParts = 64, kLeast = 1 << 16;  // least: enough to time
-  const int64_t n = A.size(0), d = A.size(1);
-  if (n * d < kSmall || !A.device().is_cpu()) return SolveMethod::newton;
-  const int64_t rows = std::min(n / 2, std::max(n / kParts, kLeast / d));
+  const Tensor& b = data.problem().b;
+  const Design A = data.problem().design();
+  const int64_t n = b.size(0), d = data.columns();
+  if (is_wide(A)) return SolveMethod::cg;
+  if (A.A.numel() < kSmall || !b.device().is_cpu()) return SolveMethod::newton;
+  const int64_t rows = std::min(n / 2, std::max(n / kParts, kLeast / (A.A.numel() / n + 1)));
   const Tensor v = at::zeros({d}, b.options()), numbers = at::zeros({Numbers::count}, at::kDouble);
   double read = kInfinity, both = kInfinity;
   for (const int64_t first : {int64_t{0}, n / 2}) {
-    const Tensor part = A.narrow(0, first, rows), zero = at::zeros({rows}, b.options()), one = at::ones_like(zero);
+    const Design part = narrowed_rows(A, first, rows);
+    const Tensor zero = at::zeros({rows}, b.options()), one = at::ones_like(zero);
     const Tensor resident = at::stack({zero, one, zero, zero, zero, zero, zero});
-    read = std::min(read, seconds_of([&] { regression_matvec({part}, v); }));
-    both = std::min(both, seconds_of([&] { regression_curvature({part}, resident, numbers, "gauss_newton"); }));
+    read = std::min(read, seconds_of([&] { regression_matvec(part, v); }));
+    both = std::min(both, seconds_of([&] { regression_curvature(part, resident, numbers, "gauss_newton"); }));
   }
   gram_ratio = std::max(both / read - 1, 0.);
+  if (gram_ratio > kDearGram && n >= kManyRows * d) return SolveMethod::sampled;
   return gram_ratio > 1 ? SolveMethod::lbfgs : SolveMethod::newton;
 }
 
@@ -76,6 +84,7 @@ void RegressionSolver::memory_iteration(std::vector<Tensor>& history) {
   below_rounding = below_rounding || (!last && promised <= 4 * epsilon_ * epsilon_ * loss_of_x);
   if (below_rounding || !std::isfinite(promised) || promised <= 0) {
     state_[State::exact] = below_rounding ? 2 : 1, state_[State::iterations] -= 1;
+    sample_failed(/*hopeless=*/below_rounding);
     return;
   }
   const double noise = rounding();
@@ -93,6 +102,7 @@ void RegressionSolver::memory_iteration(std::vector<Tensor>& history) {
   state_[State::slow] += state_[State::promised] > 0 && kept > kSlow * state_[State::promised];
   state_[State::promised] = kept;
   if (!good || found < kPoor * promised / 2 || state_[State::slow] >= kSlowSteps) {
+    sample_failed(/*hopeless=*/state_[State::slow] >= kSlowSteps);
     state_[State::exact] = 1, state_[State::slow] = state_[State::promised] = 0;
     return watch_sum();
   }

@@ -12,10 +12,16 @@ namespace {
 
 constexpr double kLeastDamping = 1e-12, kMostDamping = 1e10;
 constexpr double kReach = 2, kLongReach = 16;  // largest |step A s| tried first, and ever
-constexpr double kNear = .5;  // |step A s| below which L-BFGS may take over: its first steps have no line search
+constexpr double kNear = .5;         // |step A s| below which L-BFGS may take over: its first steps have no line search
+constexpr double kSampledModel = 3;  // of the history
+constexpr double kTwice = 2;         // times or part of the curvature that a sample showed: it was too small
 constexpr int kTries = 12, kRefresh = 10;
 
 }  // namespace
+
+double RegressionSolver::model_of_step() const {
+  return state_[State::full_mode] != 0 ? 1 : in_part() && !is(SolveMethod::cg) ? kSampledModel : 0;
+}
 
 void RegressionSolver::newton_iteration(std::vector<Tensor>& history) {
   settle();
@@ -24,17 +30,18 @@ void RegressionSolver::newton_iteration(std::vector<Tensor>& history) {
   const bool full = state_[State::full_mode] != 0;
   state_[State::relative_gradient] = relative_size(gradient_, noise_);
   if (is_rounding(state_[State::relative_gradient])) {
-    record(history, 0, 0, full);
+    record(history, 0, 0, model_of_step());
     return converged(Status::gradient);
   }
-  const Direction found = newton_direction(hessian_, gradient_, state_[State::damping]);
+  const Direction found =
+      is(SolveMethod::cg) ? conjugate_direction() : newton_direction(hessian_, gradient_, state_[State::damping]);
   if (found.deficient) state_[State::deficient] = 1;
   if (full && found.shift > 1e-2) {  // far from definite: Gauss-Newton knows better
-    state_[State::full_mode] = 0, fresh_ = false;
+    state_[State::full_mode] = 0, fresh_ = is(SolveMethod::cg);
     return;
   }
   if (!found.step.defined() || !found.step.isfinite().all().item<bool>()) {
-    record(history, 0, 0, full);
+    record(history, 0, 0, model_of_step());
     return state_[State::relative_gradient] == 0 ? converged(Status::gradient) : stop(Status::stalled);
   }
   const Tensor step = found.step.to(state_.x.options()), t = matvec(step);
@@ -44,9 +51,13 @@ void RegressionSolver::newton_iteration(std::vector<Tensor>& history) {
 
 void RegressionSolver::search(const Tensor& step, const Tensor& t, const Models& models, std::vector<Tensor>& history) {
   const double promised = -models.slope, reach = models.largest, size = 1 + point_[Numbers::largest],
-               full = state_[State::full_mode], noise = rounding();
+               model = model_of_step(), noise = rounding();
   const bool no_move = reach <= std::max(options_.xtol, 8 * epsilon_) * size;
   const Status last = promises_nothing(promised) ? Status::loss : no_move ? Status::step : Status::running;
+  // The exact curvature along the step, in units of the Hessian's that it was made with.
+  const double curved = models.gauss_newton / promised;
+  const bool poor = model == kSampledModel && !(curved < kTwice && curved > 1 / kTwice);
+  if (poor) sample_failed(/*hopeless=*/false);
   const auto accepted = [&](double factor, double found) {
     return found > kArmijo * factor * promised || (promised < 10 * noise && found >= -noise && last == Status::running);
   };
@@ -55,7 +66,7 @@ void RegressionSolver::search(const Tensor& step, const Tensor& t, const Models&
   bool good = accepted(factor, found);
   if (last != Status::running) {  // the last step: taken unless the loss, which it hardly moves, says otherwise
     if (found >= -noise) take(step, t, factor);
-    record(history, factor * reach, factor, full);
+    record(history, factor * reach, factor, model);
     return converged(last);
   }
   if (good) {
@@ -72,7 +83,7 @@ void RegressionSolver::search(const Tensor& step, const Tensor& t, const Models&
     }
   }
   if (!good) {
-    record(history, 0, 0, full);
+    record(history, 0, 0, model);
     state_[State::damping] = 100 * std::max(state_[State::damping], 1e-8);
     if (state_[State::damping] > kMostDamping) stop(Status::stalled);
     return;
@@ -81,13 +92,14 @@ void RegressionSolver::search(const Tensor& step, const Tensor& t, const Models&
                ratio = found / by_gauss_newton;
   state_[State::damping] = factor < .05 || ratio < .1 ? 10 * std::max(state_[State::damping], 1e-8)
                                                       : std::max(state_[State::damping] / 10, kLeastDamping);
-  state_[State::full_mode] =
-      std::abs(found - by_full) < .7 * std::abs(found - by_gauss_newton) && by_full > 0 && factor * reach < 1;
+  // Not of a sample: its Hessian stays positive semidefinite.
+  state_[State::full_mode] = (!in_part() || is(SolveMethod::cg)) && by_full > 0 && factor * reach < 1 &&
+                             std::abs(found - by_full) < .7 * std::abs(found - by_gauss_newton);
   const double before = log_loss(point_), log_scale = point_[Numbers::log_scale];
   take(step, t, factor);
-  record(history, factor * reach, factor, full);
+  record(history, factor * reach, factor, model);
   if (flat(before)) return converged(Status::flat);
-  if (with_memory() && state_[State::exact] == 1 && factor == 1 && reach < kNear) {
+  if (with_memory() && state_[State::exact] == 1 && factor == 1 && reach < kNear && !poor) {
     state_.memory.begin(hessian_, noise_, log_scale);
     state_[State::exact] = 0;
     evaluate_at_x();

@@ -30,6 +30,7 @@ RegressionSolver::RegressionSolver(const RegressionData& data, const RegressionS
       epsilon_(data.problem().b.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon()
                                                              : std::numeric_limits<float>::epsilon()),
       point_(state.point) {
+  sampling_ = options.sampling, sampling_.seed = static_cast<int64_t>(state[State::seed]);
   set_form();
 }
 
@@ -40,26 +41,39 @@ void RegressionSolver::begin(const RegressionData& data, const RegressionSetting
   state[State::certificate] = state[State::gram_ratio] = std::numeric_limits<double>::quiet_NaN();
   state[State::exact] = 1;
   const RegressionPoint& problem = data.problem();
+  state[State::seed] = static_cast<double>(options.sampling.seed);
+  const int64_t d = data.columns(), n = data.rows();
   state.logits = at::zeros_like(problem.b);
+  state.sizes = {false, at::zeros({n}, problem.b.options().dtype(at::kDouble)),
+                 at::zeros({d, RowSizes::kSketch}, at::kDouble)};
   RegressionSolver solver(data, settings, options, state);
-  SolveMethod method = options.method == "lbfgs" ? SolveMethod::lbfgs : SolveMethod::newton;
+  SolveMethod method = options.method == "lbfgs"     ? SolveMethod::lbfgs
+                       : options.method == "sampled" ? SolveMethod::sampled
+                       : options.method == "cg"      ? SolveMethod::cg
+                                                     : SolveMethod::newton;
   if (options.method == "auto")
-    method = data.agreed(choose_method(problem.A, problem.b, state[State::gram_ratio]), state[State::gram_ratio]);
+    method = data.agreed(choose_method(data, state[State::gram_ratio]), state[State::gram_ratio]);
   state[State::method] = static_cast<double>(method);
+  const bool samples = (method == SolveMethod::sampled || method == SolveMethod::cg) && !solver.by_diagonal() &&
+                       pays_to_sample(data, options);
+  state[State::sampling] = samples;
   Start start;
+  RowSampler sampler = solver.sampler();
   if (problem.x.defined())
     start.x = problem.x.clone();
   else
-    start = starting_point(data, solver.form_);
+    start = starting_point(data, solver.form_, samples ? &sampler : nullptr, solver.by_diagonal());
+  state[State::sized] = state.sizes.known;
+  state[State::samples] += samples && start.model.hessian.defined();
   state.x = start.x, state.anchor = at::zeros_like(state.x);
-  state[State::reads] = static_cast<double>(start.reads), state[State::grams] = static_cast<double>(start.grams);
-  if (method == SolveMethod::lbfgs && start.model.hessian.defined()) {
+  state[State::reads] += static_cast<double>(start.reads), state[State::grams] = static_cast<double>(start.grams);
+  if (solver.with_memory() && start.model.hessian.defined()) {
     state.memory.begin(start.model.hessian, start.model.noise, 0);
     state[State::exact] = 0;
     solver.evaluate_at_x();
   } else {
-    const int64_t d = state.x.size(0);
-    state.memory.begin(at::zeros({d, d}, at::kDouble), wide(state.anchor), 0);
+    if (State::Parts(options.method, is_wide(problem.design())).memory)
+      state.memory.begin(at::zeros({d, d}, at::kDouble), wide(state.anchor), 0);
     state.gradient = wide(state.anchor);
     solver.settle();
   }
@@ -118,6 +132,11 @@ void RegressionSolver::fill_rows() {
 void RegressionSolver::curve() {
   if (fresh_) return;
   fill_rows();
+  if (in_part() && curve_in_part()) {
+    fresh_ = true;
+    return;
+  }
+  if (in_part()) sample_failed(/*hopeless=*/true);
   const Clock clock(state_[State::seconds_grams]);
   const RegressionCurvature found =
       data_.curvature(rows_, point_[Numbers::square], state_[State::full_mode] != 0 ? "full" : "gauss_newton");
@@ -183,6 +202,7 @@ void RegressionSolver::finish(Status status) {
 
 // Delta = (|c| / |f|)^2 / (1 - R^2) at the normalized solution: below 1/4 the rescaled loss has a minimum nearby.
 void RegressionSolver::certify() {
+  if (by_diagonal()) return;
   fill_rows();
   const Tensor q = rows_.select(-2, Rows::q), &weight = data_.problem().row_weight;
   Tensor diagonal = rows_.select(-2, Rows::p).square();
@@ -209,14 +229,14 @@ void RegressionSolver::record(std::vector<Tensor>& history, double step, double 
   history.push_back(at::tensor(at::ArrayRef<double>(row, History::count)));
 }
 
-int64_t state_size(int64_t columns, int64_t rows, const std::string& method) {
-  return State::size(columns, rows, method != "newton");
+int64_t state_size(const rescaled::ops::Design& A, const std::string& method) {
+  return State::size(A.columns().expect_int(), A.rows().expect_int(), State::Parts(method, is_wide(A)));
 }
 
 Solution solve_problem(const RegressionPoint& point, const RegressionSettings& settings, const Options& options,
                        const Tensor& packed, int64_t chunk, const Group& group) {
-  const int64_t n = point.A.size(-2), d = point.A.size(-1);
-  const bool with_memory = options.method != "newton";
+  const int64_t n = point.b.size(-1), d = point.design().columns().expect_int();
+  const State::Parts parts(options.method, is_wide(point.design()));
   const RegressionData data(point, group);
   State state;
   double seconds = 0;
@@ -224,7 +244,7 @@ Solution solve_problem(const RegressionPoint& point, const RegressionSettings& s
   {
     const Clock clock(seconds);
     if (packed.defined())
-      state = State::unpack(packed, point.b.options(), d, n, with_memory);
+      state = State::unpack(packed, point.b.options(), d, n, parts);
     else
       RegressionSolver::begin(data, settings, options, state);
     // A caller who goes on has asked for more.
@@ -239,12 +259,12 @@ Solution solve_problem(const RegressionPoint& point, const RegressionSettings& s
       state[State::iterations],    state[State::reads],         state[State::grams],
       state[State::certificate],   state[State::deficient],     1 / state.point[Numbers::concentration],
       state[State::seconds_reads], state[State::seconds_grams], state[State::seconds],
-      state[State::method],        state[State::gram_ratio]};
+      state[State::method],        state[State::gram_ratio],    state[State::samples]};
   Solution out;
   out.x = state.x;
   out.summary = at::tensor(at::ArrayRef<double>(summary, kNumbers));
   out.history = history.empty() ? at::zeros({0, History::count}, at::kDouble) : at::stack(history);
-  out.state = state.pack(with_memory);
+  out.state = state.pack(parts);
   return out;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // One regression problem being solved: docs/solver.md. Steps of Newton's method (regression_newton.cpp) keep z = A x
-// and t = A s resident; those of L-BFGS (regression_lbfgs.cpp) know a point by one read of A.
+// and t = A s resident; those of L-BFGS (regression_lbfgs.cpp) know a point by one read of A. regression_sampled.cpp:
+// Hessians of some rows.
 #pragma once
 #include <chrono>
 #include <vector>
@@ -35,7 +36,10 @@ class RegressionSolver {
 
  private:
   bool running() const { return state_[State::status] == static_cast<double>(Status::running); }
-  bool with_memory() const { return state_[State::method] == static_cast<double>(SolveMethod::lbfgs); }
+  bool is(SolveMethod) const;
+  bool with_memory() const { return is(SolveMethod::lbfgs) || is(SolveMethod::sampled); }
+  // Whether Hessians of all rows are not formed: there is a sample's, or (cg) a diagonal.
+  bool in_part() const { return state_[State::sampling] != 0 || by_diagonal(); }
 
   // Knowing a point.
   void set_form();
@@ -44,13 +48,22 @@ class RegressionSolver {
   void evaluate_at_x();  // its numbers and gradient, without logits: a read
   void fill_rows();      // the vectors of the resident point, unless they are there
   void curve();          // its gradient and Hessian: a read, unless they are there
+  bool curve_in_part();
   Tensor matvec(const Tensor& v);
   Point trial(const Tensor& direction, double step);  // on the ray from the logits: no read
 
   // Newton's method.
   void newton_iteration(std::vector<Tensor>& history);
+  double model_of_step() const;  // of the history
   void search(const Tensor& step, const Tensor& t, const Models& models, std::vector<Tensor>& history);
   void take(const Tensor& step, const Tensor& t, double factor);
+
+  // Hessians of samples.
+  static bool pays_to_sample(const RegressionData&, const Options&);
+  bool by_diagonal() const;
+  RowSampler sampler();
+  void sample_failed(bool hopeless);
+  Direction conjugate_direction();
 
   // L-BFGS.
   void memory_iteration(std::vector<Tensor>& history);
@@ -72,6 +85,7 @@ class RegressionSolver {
   const Options& options_;
   State& state_;
   RegressionSettings form_;
+  Sampling sampling_;
   const double epsilon_;
   Point& point_;
   Tensor rows_, gradient_, hessian_, noise_;

@@ -20,7 +20,7 @@
 #include <limits>
 
 #include "quantiles.h"
-#include "regression_data.h"
+#include "regression_sampler.h"
 
 namespace torch_rescaled::solvers {
 namespace {
@@ -30,17 +30,9 @@ using Statistics = rescaled::RegressionStatistics;
 constexpr double kCutoff = 1e-12;
 constexpr int64_t kScales = 24;  // of sinh's starts
 
-// Losses of steps along t from zero logits, comparable with each other; +inf where they are not numbers.
-Tensor losses_along(const Tensor& t, const Tensor& steps, const RegressionData& data,
-                    const RegressionSettings& settings) {
-  const Tensor s = data.statistics(at::zeros_like(t), t, steps, settings);
-  const Tensor losses = s.select(-1, Statistics::loss).log() + s.select(-1, Statistics::log_scale);
-  return at::where(losses.isfinite(), losses, std::numeric_limits<double>::infinity());
-}
-
 // Least squares of log b in the metric of Gauss-Newton's Hessian where u is unit b: one step from there. In the
 // normalized form the metric does not see an intercept. Rows with b <= 0 count as 0.
-Start log_start(const RegressionData& data, const RegressionSettings& settings) {
+Start log_start(const RegressionData& data, const RegressionSettings& settings, RowSampler* sampler) {
   Start start;
   const RegressionPoint& x = data.problem();
   Tensor f = x.b.clamp_min(0);
@@ -51,13 +43,26 @@ Start log_start(const RegressionData& data, const RegressionSettings& settings) 
   const Tensor wf = x.row_weight.defined() ? x.row_weight * f : f, zero = at::zeros_like(f);
   Tensor aim = at::where(f > 0, f, 1).log(), diagonal = wf * f;
   if (normalized) aim = aim - data.sum((f * aim).sum()).item<double>();
-  aim = f * wf * aim;
+  const Tensor inner = f * wf * aim;
+  aim = inner;
   if (normalized) aim = aim - f * data.sum(aim.sum()).item<double>();
   if (x.penalty_weight.defined()) diagonal = diagonal + x.penalty_weight.square();
   const Tensor p = normalized ? f : zero, q = normalized ? wf * f : zero, noise = (2 * f * wf).square();
   const double square = normalized ? data.sum((wf * f).sum()).item<double>() : 0;
-  start.model = data.curvature(at::stack({aim, diagonal, zero, p, q, zero, noise}), square, "gauss_newton");
-  start.reads = start.grams = 1;
+  const Tensor rows = at::stack({aim, diagonal, zero, p, q, zero, noise});
+  if (sampler != nullptr) {  // least squares of a sample alone
+    const Tensor side =
+        normalized ? data.transposed(p.unsqueeze(0), false)[0] : at::zeros({data.columns()}, at::kDouble);
+    start.reads = normalized;
+    const SampledHessian found =
+        sampler->hessian({rows, normalized ? wf * f : Tensor(), side, /*centered=*/true}, inner);
+    start.model = {found.gradient, found.hessian, found.noise};
+    if (found.gradient.defined() && normalized) start.model.gradient = found.gradient - side * found.inner_sum;
+  }
+  if (!start.model.hessian.defined()) {
+    start.model = data.curvature(rows, square, "gauss_newton");
+    start.reads += 1, start.grams = 1;
+  }
   const Tensor W = whitening(start.model.hessian, kCutoff);
   start.x = at::matmul(W, at::matmul(W.mT(), start.model.gradient));
   return start;
@@ -83,7 +88,7 @@ Start spectral_start(const RegressionData& data, const RegressionSettings& setti
   const double size = std::sqrt(data.sum(z.square().sum()).item<double>() / static_cast<double>(n));
   if (!(size > 0)) return found;
   const Tensor lengths = at::exp2(at::arange(-3, 4.25, .5, at::kDouble)) / size;
-  found.x = start * lengths[losses_along(z, lengths.to(x.b.device()), data, settings).argmin()];
+  found.x = start * lengths[data.losses_along(z, lengths.to(x.b.device()), settings).argmin()];
   return found;
 }
 
@@ -111,27 +116,19 @@ double typical_size(const RegressionData& data) {
 
 // Least squares of asinh(k b) for many k, the best by its likeness; in the plain form k = 1.
 Start asinh_start(const RegressionData& data, const RegressionSettings& settings) {
-  constexpr int64_t kBlock = 1 << 14;  // rows of A in the type of the arithmetic at a time
   Start found;
   const RegressionPoint& x = data.problem();
   const double size = typical_size(data);
   if (!(size > 0)) return found;
-  const int64_t n = x.b.size(0);
   const Tensor scales = settings.form == "plain" ? at::ones({1}, x.b.options())
                                                  : at::exp2(at::linspace(-3, 14, kScales, x.b.options())) / size;
-  const auto block = [&](int64_t first) { return x.A.slice(0, first, first + kBlock).to(x.b.scalar_type()); };
-  Tensor right = at::zeros({x.A.size(1), scales.size(0)}, x.b.options().dtype(at::kDouble));
-  for (int64_t i = 0; i < n; i += kBlock) {
-    const Tensor aims = at::asinh(x.b.slice(0, i, i + kBlock).unsqueeze(-1) * scales);
-    right += at::matmul(block(i).mT(), aims);
-  }
+  const Tensor right = data.transposed(at::asinh(scales.unsqueeze(-1) * x.b), false).mT();
   const Tensor ones = at::ones_like(x.b);
   const Tensor W = whitening(data.weighted_gram(ones, ones, ones, 0).hessian, kCutoff);
   const Tensor starts = at::matmul(W, at::matmul(W.mT(), data.sum(right)));  // [d, K]
   found.reads = 2, found.grams = 1, found.x = starts.select(1, 0);
   if (starts.size(1) == 1) return found;
-  const Tensor candidates = starts.to(x.b.options()), z = at::empty({scales.size(0), n}, x.b.options());
-  for (int64_t i = 0; i < n; i += kBlock) z.slice(1, i, i + kBlock).copy_(at::matmul(block(i), candidates).mT());
+  const Tensor z = data.products(starts.to(x.b.options()));
   found.reads += 1;
   double best = -1;
   for (int64_t k = 0; k < starts.size(1); ++k) {
@@ -143,13 +140,23 @@ Start asinh_start(const RegressionData& data, const RegressionSettings& settings
 
 }  // namespace
 
-Start starting_point(const RegressionData& data, const RegressionSettings& settings) {
+Start starting_point(const RegressionData& data, const RegressionSettings& settings, RowSampler* sampler,
+                     bool by_columns) {
   const RegressionPoint& x = data.problem();
-  const int64_t d = x.A.size(-1);
+  if (sampler != nullptr && settings.kind != "exp") {
+    const RegressionPoint subset = sampler->subset(settings.form == "normalized");
+    const Group alone;
+    Start start = starting_point(RegressionData(subset, alone), settings);
+    start.reads = start.grams = 0;
+    return start;
+  }
+  const int64_t d = data.columns();
   Start start;
   const bool finite = data.sum(x.b.isfinite().logical_not().sum()).item<double>() == 0;
-  if (data.rows() > 0 && d > 0 && finite)
-    start = settings.kind == "exp"    ? log_start(data, settings)
+  if (by_columns)
+    start = start_without_square(data, settings);
+  else if (data.rows() > 0 && d > 0 && finite)
+    start = settings.kind == "exp"    ? log_start(data, settings, sampler)
             : settings.kind == "cosh" ? spectral_start(data, settings)
                                       : asinh_start(data, settings);
   if (!start.x.defined() || !start.x.isfinite().all().item<bool>())

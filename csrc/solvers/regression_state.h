@@ -11,11 +11,13 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include "direction.h"
 #include "quasi_newton.h"
 #include "regression_data.h"
+#include "regression_sampler.h"
 
 namespace torch_rescaled::solvers {
 
@@ -73,6 +75,12 @@ struct State {
     certificate,
     gram_ratio,
     deficient,
+    sampling,   // 1: Hessians are those of samples
+    samples,    // drawn and used
+    draws,      // random ones, of the seed
+    resampled,  // times that a sample's Hessian gained too little
+    sized,      // `sizes` are known
+    seed,
     relative_gradient,
     seconds_reads,
     seconds_grams,
@@ -85,21 +93,31 @@ struct State {
   Tensor x, anchor, logits;  // anchor: the normalized form's solution
   Tensor gradient;           // float64, in the units of the point
   Memory memory;
+  RowSizes sizes;
   double& operator[](int64_t i) { return number[static_cast<size_t>(i)]; }
   double operator[](int64_t i) const { return number[static_cast<size_t>(i)]; }
 
-  static int64_t size(int64_t d, int64_t n, bool with_memory) {
-    return int64_t{count} + int64_t{Numbers::count} + n + 2 * d + (with_memory ? d + Memory::size(d) : 0);
+  // What a method keeps.
+  struct Parts {
+    bool memory, sizes;
+    Parts(const std::string& method, bool wide)
+        : memory(method != "newton" && method != "cg" && !(wide && method == "auto")),
+          sizes(method != "newton" && method != "lbfgs") {}
+  };
+  static int64_t size(int64_t d, int64_t n, Parts with) {
+    return int64_t{count} + int64_t{Numbers::count} + n + 2 * d + (with.memory ? d + Memory::size(d) : 0) +
+           (with.sizes ? n + d * RowSizes::kSketch : 0);
   }
   // On the device of the logits, its longest part.
-  Tensor pack(bool with_memory) const {
+  Tensor pack(Parts with) const {
     std::vector<Tensor> parts = {at::tensor(at::ArrayRef<double>(number.data(), number.size())),
                                  at::tensor(at::ArrayRef<double>(point.data(), point.size())), x, anchor, logits};
-    if (with_memory) parts.insert(parts.end(), {gradient, memory.pack()});
+    if (with.memory) parts.insert(parts.end(), {gradient, memory.pack()});
+    if (with.sizes) parts.insert(parts.end(), {sizes.sizes, sizes.metric.flatten()});
     for (Tensor& part : parts) part = part.to(logits.options().dtype(at::kDouble));
     return at::cat(parts);
   }
-  static State unpack(const Tensor& packed, const at::TensorOptions& options, int64_t d, int64_t n, bool with_memory) {
+  static State unpack(const Tensor& packed, const at::TensorOptions& options, int64_t d, int64_t n, Parts with) {
     State s;
     int64_t next = 0;
     const auto part = [&](int64_t size) {
@@ -108,7 +126,9 @@ struct State {
     };
     s.number = numbers<count>(part(count)), s.point = numbers<Numbers::count>(part(Numbers::count));
     s.x = part(d).to(options), s.anchor = part(d).to(options), s.logits = part(n).to(options);
-    if (with_memory) s.gradient = wide(part(d)), s.memory = Memory::unpack(wide(part(Memory::size(d))), d);
+    if (with.memory) s.gradient = wide(part(d)), s.memory = Memory::unpack(wide(part(Memory::size(d))), d);
+    if (with.sizes)
+      s.sizes = {s[sized] != 0, part(n).clone(), wide(part(d * RowSizes::kSketch)).view({d, RowSizes::kSketch})};
     return s;
   }
 };

@@ -134,6 +134,6 @@ TORCH_LIBRARY_IMPL(torch_rescaled, Autograd, m) {
   for (const char* name :
        {"_regression_evaluate", "_regression_gauss_newton", "_regression_product", "_regression_matvec",
         "_regression_statistics", "_regression_rows", "_regression_model", "_regression_curvature", "_regression_part",
-        "_regression_part_statistics", "_regression_part_gram"})
+        "_regression_part_statistics", "_regression_part_gram", "_regression_transposed"})
     m.impl(name, not_differentiable());
 }

@@ -164,6 +164,19 @@ void check_regression_matvec(const Design& A, const Tensor& v) {
   check_matrix_and_vector("_regression_matvec", A, {"v", v}, "columns", A.columns());
 }
 
+void check_regression_transposed(const Design& A, const Tensor& weights) {
+  const char* op = "_regression_transposed";
+  check_matrix(op, A);
+  check_vector(op, A.A, {"weights", weights}, "rows", A.rows());
+  const int64_t rank = A.A.dim() - A.suffix();
+  RESCALED_CHECK(VALUE, weights.dim() == rank + 2, op, "weights [*, K, n] with A's ", rank, " leading dimensions, got ",
+                 shape(weights));
+  const std::vector<c10::SymInt> full =
+      leading_sizes({{A.A, A.suffix()}, {weights, 2}, {A.pattern.crow_indices, 1}, {A.pattern.col_indices, 1}});
+  check_leading(op, "A", A.A, A.suffix(), full), check_leading(op, "weights", weights, 2, full);
+  check_batch_rank(op, full);
+}
+
 void check_resident(const Tensor& logits, const RegressionPoint& x, const RegressionSettings& settings) {
   const char* op = "_regression_statistics";
   check_settings(op, settings);

@@ -17,6 +17,7 @@ void check_regression_point(const char* op, const RegressionPoint&, const Regres
 void check_regression_product(const RegressionPoint&, const Tensor& v, const RegressionSettings&,
                               c10::string_view curvature);
 void check_regression_matvec(const Design& A, const Tensor& v);
+void check_regression_transposed(const Design& A, const Tensor& weights);
 void check_resident(const Tensor& logits, const RegressionPoint&, const RegressionSettings&);
 // Tangents and the saved gradient: of the shape and type of what they belong to.
 void check_regression_tangents(const char* op, const RegressionPoint&, const RegressionPoint& tangents);

@@ -2,6 +2,7 @@
 // The regression family on CPU: workspace and threads.
 #include <torch/library.h>
 
+#include "../../kernels/regression/cpu/transposed.h"
 #include "../threads.h"
 #include "fused.h"
 
@@ -24,7 +25,26 @@ struct Cpu {
 #undef RESCALED_CPU_PASS
 };
 
+Tensor transposed(const Tensor& A, const Tensor& weights, bool squared, RESCALED_PATTERN, c10::SymInt n_columns) {
+  const Design design{A, pattern_of(crow_indices, col_indices, n_columns)};
+  check_regression_transposed(design, weights);
+  if (design.sparse()) return csr_transposed(design, weights, squared);
+  const int64_t count = weights.size(-2);
+  if (count == 0) return plain_regression_transposed(design, weights, squared);
+  const Problems problems({A, weights.select(-2, 0), {}, {}, {}});
+  RegressionParameters p = problems.parameters();
+  set(p, problems, {A, {}, {}, {}, {}});
+  p.steps_count = count;
+  const Tensor out = at::empty(problems.full({count, p.columns}), weights.options());
+  p.resident_rows = problems.input(weights, 2), p.vector = problems.output(out, 2);
+  if (!problems.empty()) execute(regression_cpu_transposed(p, squared), p);
+  return out;
+}
+
 }  // namespace
 }  // namespace rescaled::ops
 
-TORCH_LIBRARY_IMPL(torch_rescaled, CPU, m) { rescaled::ops::register_regression<rescaled::ops::Cpu>(m); }
+TORCH_LIBRARY_IMPL(torch_rescaled, CPU, m) {
+  rescaled::ops::register_regression<rescaled::ops::Cpu>(m);
+  m.impl("_regression_transposed", TORCH_FN(rescaled::ops::transposed));
+}

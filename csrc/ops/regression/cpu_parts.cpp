@@ -11,13 +11,14 @@ namespace {
 
 using Part = RegressionPart;
 
-Tensor part(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS) {
+Tensor part(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS, RESCALED_PATTERN) {
   const RegressionPoint point = RESCALED_THE_REGRESSION;
   check_regression_point("_regression_part", point, RESCALED_THE_REGRESSION_SETTINGS);
+  if (point.pattern.sparse()) return plain_regression_part(point, RESCALED_THE_REGRESSION_SETTINGS);
   const Problems problems(point);
   RegressionParameters p = problems.parameters();
   set(p, kind, form), set(p, problems, point);
-  if (is_empty(problems, p)) return plain_regression_part(A, b, x, row_weight, penalty_weight, kind, form);
+  if (is_empty(problems, p)) return plain_regression_part(point, RESCALED_THE_REGRESSION_SETTINGS);
   const Tensor out = at::empty(problems.full({Part::count + Part::vectors * p.columns}), wide(A));
   p.statistics = problems.output(out, 1);
   p.vector = problems.output(out.narrow(-1, Part::count, Part::vectors * p.columns).unflatten(-1, {-1, p.columns}), 2);
@@ -43,13 +44,16 @@ Tensor part_statistics(const Tensor& logits, const MaybeTensor& direction, const
   return out;
 }
 
-std::tuple<Tensor, Tensor> part_gram(const Tensor& A, const Tensor& rows, c10::string_view curvature) {
+std::tuple<Tensor, Tensor> part_gram(const Tensor& A, const Tensor& rows, c10::string_view curvature, RESCALED_PATTERN,
+                                     c10::SymInt n_columns) {
   check_curvature("_regression_part_gram", curvature, /*with_none=*/false);
+  const Design design{A, pattern_of(crow_indices, col_indices, n_columns)};
+  if (design.sparse()) return plain_regression_part_gram(design, rows, curvature);
   const Problems problems({A, rows.select(-2, 0), {}, {}, {}});
   RegressionParameters p = problems.parameters();
   set(p, problems, {A, {}, {}, {}, {}});
   p.curvature = curvature_of(curvature);
-  if (is_empty(problems, p)) return plain_regression_part_gram(A, rows, curvature);
+  if (is_empty(problems, p)) return plain_regression_part_gram(design, rows, curvature);
   const Tensor vectors = rows.contiguous();
   p.resident_rows = problems.input(vectors, 2);
   const Tensor sides = at::empty(problems.full({RegressionSides::count, p.columns}), wide(A)),

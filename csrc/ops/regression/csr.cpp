@@ -89,6 +89,21 @@ Tensor csr_matvec(const Design& A, const Tensor& v) {
   return products;
 }
 
+Tensor csr_transposed(const Design& A, const Tensor& weights, bool squared) {
+  const int64_t count = weights.size(-2);
+  if (count == 0) {
+    std::vector<int64_t> sizes = weights.sizes().vec();
+    sizes.back() = A.columns().expect_int();
+    return at::empty(sizes, weights.options());
+  }
+  Call call(A, {{}, weights.select(-2, 0), {}, {}, {}});
+  const Tensor sums = at::empty(call.problems.full({count, call.p.columns}), weights.options());
+  call.p.weights = call.problems.input(weights, 2), call.p.weights_count = count, call.p.squared = squared;
+  call.p.sums = call.problems.output(sums, 2);
+  call.run("_regression_transposed", csr_cpu_kernels().transposed);
+  return sums;
+}
+
 std::tuple<Tensor, Tensor, Tensor> csr_curvature(const Design& A, const Tensor& rows, const Tensor& statistics,
                                                  c10::string_view curvature) {
   const Tensor vectors = rows.contiguous(), saved = statistics.contiguous();

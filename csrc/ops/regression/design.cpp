@@ -4,6 +4,7 @@
 #include <ATen/ExpandUtils.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/searchsorted.h>
 #include <ATen/ops/where.h>
@@ -82,6 +83,25 @@ Tensor outer(const Tensor& rows, const Tensor& x, const Design& design, const st
   else
     left = left.flatten(kept + 1, last), right = right.flatten(kept, last - 1);
   return at::matmul(left, right).reshape_symint(A.sym_sizes());
+}
+
+Design selected_rows(const Design& A, const Tensor& index) {
+  if (!A.sparse()) return {A.A.index_select(0, index)};
+  const auto& [crow, col, columns] = A.pattern;
+  const Tensor begins = crow.index_select(0, index), counts = crow.index_select(0, index + 1) - begins;
+  const Tensor ends = counts.cumsum(0), first = at::zeros({1}, ends.options());
+  const Tensor from =
+      (begins - (ends - counts)).repeat_interleave(counts) + at::arange(ends[-1].item<int64_t>(), ends.options());
+  return {A.A.index_select(0, from),
+          {at::cat({first, ends}).to(crow.scalar_type()), col.index_select(0, from), columns}};
+}
+
+Design narrowed_rows(const Design& A, int64_t first, int64_t count) {
+  if (!A.sparse()) return {A.A.narrow(0, first, count)};
+  const auto& [crow, col, columns] = A.pattern;
+  const Tensor rows = crow.narrow(0, first, count + 1);
+  const int64_t begin = rows[0].item<int64_t>(), length = rows[-1].item<int64_t>() - begin;
+  return {A.A.narrow(0, begin, length), {rows - begin, col.narrow(0, begin, length), columns}};
 }
 
 void for_dense_blocks(const Design& A, const std::function<void(const Tensor&, int64_t, int64_t)>& f) {

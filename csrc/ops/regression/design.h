@@ -20,4 +20,8 @@ Tensor outer(const Tensor& rows, const Tensor& x, const Design& A, const std::ve
 // block is all of a dense A.
 void for_dense_blocks(const Design& A, const std::function<void(const Tensor&, int64_t, int64_t)>& f);
 
+// Some rows: those of `index` [m], int64, or `count` of them from `first` on. Of one problem.
+Design selected_rows(const Design& A, const Tensor& index);
+Design narrowed_rows(const Design& A, int64_t first, int64_t count);
+
 }  // namespace rescaled::ops

@@ -26,10 +26,11 @@ namespace rescaled::ops {
 namespace {
 
 using Part = RegressionPart;
-using PartSignature = Tensor(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS);
+using PartSignature = Tensor(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS, RESCALED_PATTERN);
 using StatisticsSignature = Tensor(const Tensor& logits, const MaybeTensor& direction, const MaybeTensor& steps,
                                    RESCALED_TARGET, RESCALED_REGRESSION_SETTINGS);
-using GramSignature = std::tuple<Tensor, Tensor>(const Tensor& A, const Tensor& rows, c10::string_view curvature);
+using GramSignature = std::tuple<Tensor, Tensor>(const Tensor& A, const Tensor& rows, c10::string_view curvature,
+                                                 RESCALED_PATTERN, c10::SymInt n_columns);
 
 Tensor weigh(const Tensor& weight, const Tensor& t) { return weight.defined() ? weight * t : t; }
 
@@ -65,14 +66,13 @@ struct PlainPart {
 
 }  // namespace
 
-Tensor plain_regression_part(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS) {
-  const RegressionPoint point = RESCALED_THE_REGRESSION;
-  check_regression_point("_regression_part", point, RESCALED_THE_REGRESSION_SETTINGS);
+Tensor plain_regression_part(const RegressionPoint& point, const RegressionSettings& settings) {
   const auto wide = [](const Tensor& t) { return t.defined() ? t.to(at::kDouble) : t; };
-  const Rows rows{wide(regression_matvec(A, x)), wide(b), wide(point.row_weight), wide(point.penalty_weight)};
-  const PlainPart part(rows, RESCALED_THE_REGRESSION_SETTINGS);
-  const at::ScalarType type = accumulation_type(A);
-  const Tensor vectors = at::matmul(part.coefficients.to(type), A.to(type)).to(at::kDouble);
+  const Rows rows{wide(regression_matvec(point.design(), point.x)), wide(point.b), wide(point.row_weight),
+                  wide(point.penalty_weight)};
+  const PlainPart part(rows, settings);
+  const Tensor vectors =
+      regression_transposed(point.design(), part.coefficients.to(accumulation_type(point.A)), false).to(at::kDouble);
   std::vector<c10::SymInt> full = leading_sizes(point);
   const auto sized = [&](const Tensor& t) {  // numbers of b and of A alone may lack leading dimensions
     std::vector<c10::SymInt> sizes = full;
@@ -90,9 +90,8 @@ Tensor plain_regression_part_statistics(const Tensor& logits, const MaybeTensor&
   return PlainPart({z, wide(b), wide(row_weight), wide(penalty_weight)}, RESCALED_THE_REGRESSION_SETTINGS).numbers;
 }
 
-std::tuple<Tensor, Tensor> plain_regression_part_gram(const Tensor& A, const Tensor& rows, c10::string_view curvature) {
+std::tuple<Tensor, Tensor> plain_regression_part_gram(const Design& A, const Tensor& rows, c10::string_view curvature) {
   using Row = RegressionRows;
-  check_curvature("_regression_part_gram", curvature, /*with_none=*/false);
   const auto row = [&](int64_t i) { return rows.select(-2, i); };
   const Tensor zero = at::zeros_like(row(0));
   const Tensor alone = at::stack(
@@ -102,14 +101,15 @@ std::tuple<Tensor, Tensor> plain_regression_part_gram(const Tensor& A, const Ten
   const Tensor statistics = at::zeros_symint(sizes, rows.options().dtype(at::kDouble));
   const RegressionCurvature found = regression_curvature(A, alone, statistics, curvature);
   const Tensor q = curvature == "full" ? row(Row::q) + row(Row::q_rest) : row(Row::q);
-  const Tensor pair = at::matmul(at::stack({row(Row::p), q}, -2), A.to(rows.scalar_type()));
+  const Tensor pair = regression_transposed(A, at::stack({row(Row::p), q}, -2), false);
   return {at::stack({found.gradient, pair.select(-2, 0), pair.select(-2, 1), found.noise}, -2).to(at::kDouble),
           found.hessian.to(at::kDouble)};
 }
 
 Tensor regression_part(const RegressionPoint& x, const RegressionSettings& settings) {
   static const auto op = handle<PartSignature>("torch_rescaled::_regression_part");
-  return op.call(x.A, x.b, x.x, maybe(x.row_weight), maybe(x.penalty_weight), settings.kind, settings.form);
+  return op.call(x.A, x.b, x.x, maybe(x.row_weight), maybe(x.penalty_weight), settings.kind, settings.form,
+                 maybe(x.pattern.crow_indices), maybe(x.pattern.col_indices));
 }
 Tensor regression_part_statistics(const Tensor& logits, const Tensor& direction, const Tensor& steps,
                                   const RegressionPoint& x, const RegressionSettings& settings) {
@@ -117,10 +117,22 @@ Tensor regression_part_statistics(const Tensor& logits, const Tensor& direction,
   return op.call(logits, maybe(direction), maybe(steps), x.b, maybe(x.row_weight), maybe(x.penalty_weight),
                  settings.kind, settings.form);
 }
-RegressionGram regression_part_gram(const Tensor& A, const Tensor& rows, c10::string_view curvature) {
+RegressionGram regression_part_gram(const Design& A, const Tensor& rows, c10::string_view curvature) {
   static const auto op = handle<GramSignature>("torch_rescaled::_regression_part_gram");
-  auto [sides, gram] = op.call(A, rows, curvature);
+  auto [sides, gram] =
+      op.call(A.A, rows, curvature, maybe(A.pattern.crow_indices), maybe(A.pattern.col_indices), A.columns());
   return {sides, gram};
+}
+
+static Tensor part(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS, RESCALED_PATTERN) {
+  const RegressionPoint point = RESCALED_THE_REGRESSION;
+  check_regression_point("_regression_part", point, RESCALED_THE_REGRESSION_SETTINGS);
+  return plain_regression_part(point, RESCALED_THE_REGRESSION_SETTINGS);
+}
+static std::tuple<Tensor, Tensor> part_gram(const Tensor& A, const Tensor& rows, c10::string_view curvature,
+                                            RESCALED_PATTERN, c10::SymInt n_columns) {
+  check_curvature("_regression_part_gram", curvature, /*with_none=*/false);
+  return plain_regression_part_gram({A, pattern_of(crow_indices, col_indices, n_columns)}, rows, curvature);
 }
 
 static Form form_of(const RegressionSettings& settings) {
@@ -154,7 +166,7 @@ RegressionCurvature finished_gram(const RegressionGram& sums, double square) {
 }  // namespace rescaled::ops
 
 TORCH_LIBRARY_IMPL(torch_rescaled, CompositeExplicitAutograd, m) {
-  m.impl("_regression_part", TORCH_FN(rescaled::ops::plain_regression_part));
+  m.impl("_regression_part", TORCH_FN(rescaled::ops::part));
   m.impl("_regression_part_statistics", TORCH_FN(rescaled::ops::plain_regression_part_statistics));
-  m.impl("_regression_part_gram", TORCH_FN(rescaled::ops::plain_regression_part_gram));
+  m.impl("_regression_part_gram", TORCH_FN(rescaled::ops::part_gram));
 }

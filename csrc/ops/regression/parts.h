@@ -17,7 +17,7 @@ Tensor regression_part_statistics(const Tensor& logits, const Tensor& direction,
 struct RegressionGram {
   Tensor sides, gram;  // [*L, RegressionSides::count, d], [*L, d, d]
 };
-RegressionGram regression_part_gram(const Tensor& A, const Tensor& rows, c10::string_view curvature);
+RegressionGram regression_part_gram(const Design& A, const Tensor& rows, c10::string_view curvature);
 
 // Of all parts, on the CPU, in their order: parts [P, ...] as above, without leading dimensions of their own.
 std::tuple<Tensor, Tensor> join_parts(const Tensor& parts, const RegressionSettings&);  // statistics, gradient [d]
@@ -26,9 +26,9 @@ Tensor join_part_statistics(const Tensor& parts, const RegressionSettings&);    
 RegressionCurvature finished_gram(const RegressionGram& sums, double square);
 
 // By tensor formulas.
-Tensor plain_regression_part(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS);
+Tensor plain_regression_part(const RegressionPoint&, const RegressionSettings&);
 Tensor plain_regression_part_statistics(const Tensor& logits, const MaybeTensor& direction, const MaybeTensor& steps,
                                         RESCALED_TARGET, RESCALED_REGRESSION_SETTINGS);
-std::tuple<Tensor, Tensor> plain_regression_part_gram(const Tensor& A, const Tensor& rows, c10::string_view curvature);
+std::tuple<Tensor, Tensor> plain_regression_part_gram(const Design& A, const Tensor& rows, c10::string_view curvature);
 
 }  // namespace rescaled::ops

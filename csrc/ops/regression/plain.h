@@ -17,6 +17,7 @@ Tensor plain_regression_product(const RegressionPoint&, const Tensor& v, const R
 using Three = std::tuple<Tensor, Tensor, Tensor>;
 Three plain_regression_gauss_newton(const RegressionPoint&, const RegressionSettings&);
 Tensor plain_regression_matvec(const Design& A, const Tensor& v);
+Tensor plain_regression_transposed(const Design& A, const Tensor& weights, bool squared);
 Tensor plain_regression_statistics(const Tensor& logits, const MaybeTensor& direction, const MaybeTensor& steps,
                                    RESCALED_TARGET, RESCALED_REGRESSION_SETTINGS);
 Tensor plain_regression_rows(const Tensor& logits, const Tensor& statistics, RESCALED_TARGET,

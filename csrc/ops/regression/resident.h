@@ -12,6 +12,9 @@ namespace rescaled::ops {
 // [*L, n, d], [*L, d] -> A v [*L, n]
 Tensor regression_matvec(const Design& A, const Tensor& v);
 
+// [*L, n, d], [*L, K, n] -> A^T of each of the K [*L, K, d]; `squared`: of A's elements squared. One read of A.
+Tensor regression_transposed(const Design& A, const Tensor& weights, bool squared = false);
+
 // The numbers of a point (RegressionStatistics), float64, at z + steps[k] t for every k: [*L, K, count]; at z alone (no
 // direction, no steps) with K = 1.
 Tensor regression_statistics(const Tensor& logits, const Tensor& direction, const Tensor& steps, const RegressionPoint&,

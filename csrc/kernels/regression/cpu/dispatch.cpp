@@ -2,27 +2,29 @@
 #include "../../cpu/isa.h"
 #include "../csr.h"
 #include "../parts.h"
+#include "transposed.h"
 
 namespace rescaled {
 
-#define RESCALED_DECLARE(isa)                                                \
-  namespace isa {                                                            \
-  RegressionProgram regression_evaluate(const RegressionParameters&);        \
-  RegressionProgram regression_gauss_newton(const RegressionParameters&);    \
-  RegressionProgram regression_product(const RegressionParameters&);         \
-  RegressionProgram regression_matvec(const RegressionParameters&);          \
-  RegressionProgram regression_statistics(const RegressionParameters&);      \
-  RegressionProgram regression_rows(const RegressionParameters&);            \
-  RegressionProgram regression_model(const RegressionParameters&);           \
-  RegressionProgram regression_curvature(const RegressionParameters&);       \
-  RegressionProgram regression_part_evaluate(const RegressionParameters&);   \
-  RegressionProgram regression_part_statistics(const RegressionParameters&); \
-  RegressionProgram regression_part_gram(const RegressionParameters&);       \
-  CsrProgram csr_evaluate(const CsrParameters&);                             \
-  CsrProgram csr_product(const CsrParameters&);                              \
-  CsrProgram csr_matvec(const CsrParameters&);                               \
-  CsrProgram csr_curvature(const CsrParameters&);                            \
-  CsrProgram csr_transposed(const CsrParameters&);                           \
+#define RESCALED_DECLARE(isa)                                                         \
+  namespace isa {                                                                     \
+  RegressionProgram regression_evaluate(const RegressionParameters&);                 \
+  RegressionProgram regression_gauss_newton(const RegressionParameters&);             \
+  RegressionProgram regression_product(const RegressionParameters&);                  \
+  RegressionProgram regression_matvec(const RegressionParameters&);                   \
+  RegressionProgram regression_statistics(const RegressionParameters&);               \
+  RegressionProgram regression_rows(const RegressionParameters&);                     \
+  RegressionProgram regression_model(const RegressionParameters&);                    \
+  RegressionProgram regression_curvature(const RegressionParameters&);                \
+  RegressionProgram regression_part_evaluate(const RegressionParameters&);            \
+  RegressionProgram regression_part_statistics(const RegressionParameters&);          \
+  RegressionProgram regression_part_gram(const RegressionParameters&);                \
+  CsrProgram csr_evaluate(const CsrParameters&);                                      \
+  CsrProgram csr_product(const CsrParameters&);                                       \
+  CsrProgram csr_matvec(const CsrParameters&);                                        \
+  CsrProgram csr_curvature(const CsrParameters&);                                     \
+  CsrProgram csr_transposed(const CsrParameters&);                                    \
+  RegressionProgram regression_transposed(const RegressionParameters&, bool squared); \
   }
 #define RESCALED_KERNELS(isa)                                                                                \
   RegressionKernels {                                                                                        \
@@ -58,6 +60,19 @@ const CsrKernels& csr_cpu_kernels() {
 const RegressionPartKernels& regression_part_cpu_kernels() {
   static const RegressionPartKernels kernels = RESCALED_CHOSEN(RESCALED_PART_KERNELS);
   return kernels;
+}
+
+RegressionProgram regression_cpu_transposed(const RegressionParameters& p, bool squared) {
+  switch (cpu_vector_isa()) {
+#if defined(__x86_64__)
+    case Isa::avx512:
+      return avx512::regression_transposed(p, squared);
+    case Isa::avx2:
+      return avx2::regression_transposed(p, squared);
+#endif
+    default:
+      return baseline::regression_transposed(p, squared);
+  }
 }
 
 }  // namespace rescaled
