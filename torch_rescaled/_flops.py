@@ -110,7 +110,7 @@ def _elements(A: Shape, *vectors: Shape | None) -> int:
 
 
 # Regressions: 2 operations a number of A for each product of its rows, and for each sum of them.
-@register_flop_formula([_OPS._regression_forward, _OPS._regression_evaluate])
+@register_flop_formula([_OPS._regression_forward, _OPS._regression_evaluate, _OPS._regression_part])
 def _regression_forward(A: Shape, b: Shape, x: Shape, *rest: Any, **_: Any) -> int:
     return _elements(A, b, x) * 2 * (2 if "plain" in rest else 4)
 
@@ -148,7 +148,7 @@ def _regression_matvec(A: Shape, v: Shape, *_: Any, **__: Any) -> int:
     return 2 * _elements(A, v)
 
 
-@register_flop_formula(_OPS._regression_curvature)
+@register_flop_formula([_OPS._regression_curvature, _OPS._regression_part_gram])
 def _regression_curvature(A: Shape, *_: Any, **__: Any) -> int:
     """Half of A^T D A, and four sums of rows."""
     return _elements(A) * (A[-1] + 8)
