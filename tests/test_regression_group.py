@@ -85,10 +85,10 @@ def shard(rank, address, folder):
         found = solve(exp, x0, method=method, ftol=0.0, group=group)
         out[name] = found.x, numbers(found)
     for method in ("newton", "lbfgs"):
-        part = solve(exp, method=method, ftol=0.0, max_iterations=2, group=group)
-        rest = solve(exp, method=method, ftol=0.0, group=group, state=part.state)
+        begun = solve(exp, method=method, ftol=0.0, max_iterations=2, group=group)
+        rest = solve(exp, method=method, ftol=0.0, group=group, state=begun.state)
         out["resumed", method] = rest.x, numbers(rest)
-        out["state", method] = part.state, numbers(part)
+        out["state", method] = begun.state, numbers(begun)
     part = slice(*(MANY * cut // CUTS[-1] for cut in CUTS[rank : rank + 2]))
     for kind in ("cosh", "sinh"):
         found = solve(problem(kind, "normalized", part, n=MANY), ftol=0.0, group=group)
@@ -108,6 +108,12 @@ def shard(rank, address, folder):
         counts = [collectives(lambda m=m: solve(exp, x0, method=method, ftol=0.0, max_iterations=m, group=group)) for m in range(8)]  # noqa: B023
         lines = solve(exp, x0, method=method, ftol=0.0, max_iterations=7, group=group)
         out["collectives", method] = torch.tensor(counts), lines.history
+    wide = problem("exp", "normalized", slice(2 * CUTS[rank], 2 * CUTS[rank + 1]), n=800, d=300)
+    torch.set_num_threads(1 + rank % 2)  # LAPACK rounds otherwise with each number of threads
+    for method in ("newton", "lbfgs"):
+        found = solve(wide, method=method, max_iterations=1, group=group)
+        out["threads", method] = found.x, numbers(found)
+    torch.set_num_threads(1)
     odd = Regression(exp.A[:, :4], exp.b) if rank == 1 else exp
     out["messages"] = [
         message(lambda: solve(odd, group=group)),
@@ -171,6 +177,11 @@ def test_runs_are_the_same_bit_for_bit(shards):
         for method in ("newton", "lbfgs"):
             whole = part["exp", "rescaled", method]
             assert all(same(a, b) for a, b in zip(part["resumed", method], whole, strict=True))
+
+
+def test_threads_round_alike(shards):
+    for method in ("newton", "lbfgs"):
+        assert all(same(part["threads", method][0], shards[0]["threads", method][0]) for part in shards)
 
 
 def test_states_are_of_the_rows_here(shards):

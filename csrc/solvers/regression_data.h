@@ -33,6 +33,8 @@ class RegressionData {
   const Group& group() const { return group_; }
   // A sum over the rows here to that over all, float64 on the CPU.
   Tensor sum(const Tensor& here) const { return wide(group_.single() ? here : group_.sum(here.to(at::kDouble))); }
+  // The first process's, for all.
+  Tensor first(const Tensor& here) const { return group_.single() ? here : group_.gathered(here)[0]; }
   // The method for all, by the largest ratio; NaN: not measured.
   SolveMethod agreed(SolveMethod here, double& gram_ratio) const;
   at::TensorOptions options() const { return problem_.b.options(); }
@@ -42,6 +44,7 @@ class RegressionData {
   struct Evaluation {
     Point point;
     Tensor gradient;  // float64, in the units of the point
+    Tensor x;         // as agreed on: each process's linear algebra rounds x in its own way
   };
   Evaluation evaluate(const Tensor& x, const RegressionSettings&) const;
   // A Gram too: gradient, Hessian and noise of the vectors `rows` (RegressionRows), float64 on the CPU. `square`: of
@@ -56,7 +59,8 @@ class RegressionData {
   Point point(const Tensor& logits, const RegressionSettings&) const;
   Point point(const Tensor& logits, const Tensor& direction, double step, const RegressionSettings&) const;
   Tensor vectors(const Tensor& logits, const Point& point, const RegressionSettings&) const;  // RegressionRows
-  ModelNumbers model(const Tensor& vectors, const Tensor& direction) const;
+  // `direction`: A step; all leave with the step of the first process, which is theirs but for rounding.
+  ModelNumbers model(const Tensor& vectors, const Tensor& direction, Tensor& step) const;
 
  private:
   Tensor number_of(double x) const;  // [1], to send
