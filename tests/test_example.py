@@ -183,11 +183,23 @@ def test_a_layer_is_distilled(kind, tmp_path, capsys):
     assert (tmp_path / "distil_layer.png").read_bytes().startswith(b"\x89PNG")
 
 
-def run_example(name, *arguments):
-    command = [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)]
+def run_example(name, *arguments, launcher=()):
+    command = [sys.executable, *launcher, str(ROOT / "examples" / name), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux counts it")
+def test_a_regression_over_processes_needs_no_memory_for_its_rows(tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    small = ("--megabytes", 60, "--folder", tmp_path)
+    out = run_example("regression_distributed.py", *small, launcher=launcher)
+    assert "in parts of 30 MB, beside each 15 MB of memory" in out
+    assert len(re.findall(r"^(2 processes|1 process): (?:GRADIENT|LOSS|STEP), ", out, re.M)) == 2
+    assert "bit for bit: True" in out and float(out.split("x differs by ")[1]) <= 1e-12
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_regression_agrees_with_statsmodels(tmp_path):

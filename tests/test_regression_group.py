@@ -18,11 +18,12 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="to
 OPS = torch.ops.torch_rescaled
 PHI = {"exp": torch.exp, "cosh": torch.cosh, "sinh": torch.sinh}
 CUTS = [0, 37, 37, 400]  # uneven, and one process without rows
+MANY = 20000  # more than a table of quantiles has
 CASES = [(kind, form, method) for kind in KINDS for form in FORMS for method in ("newton", "lbfgs")]
 TIMEOUT = 6.0
 
 
-def data(kind="exp", form="normalized", n=400, d=5, seed=0, batch=()):
+def data(kind="exp", form="normalized", n=400, d=5, seed=0, batch=(), noise=1e-3):
     """A, b, row_weight and penalty_weight of a well-conditioned problem, and its planted x."""
     g = torch.Generator().manual_seed(seed)
 
@@ -33,7 +34,7 @@ def data(kind="exp", form="normalized", n=400, d=5, seed=0, batch=()):
     if kind == "sinh":  # away from the pole
         A[..., -1], x[..., -1] = 1.0, 0.7
     u = PHI[kind]((A @ x.unsqueeze(-1)).squeeze(-1))
-    b = (u if form == "plain" else u / u.sum(-1, keepdim=True)) * (1 + 0.001 * randn(*batch, n))
+    b = (u if form == "plain" else u / u.sum(-1, keepdim=True)) * (1 + noise * randn(*batch, n))
     weights = 0.5 + torch.rand(2, *batch, n, generator=g, dtype=torch.float64)
     size = b.square().mean(-1, keepdim=True).sqrt()
     return A, b, weights[0], 0.001 * size * weights[1], x
@@ -84,10 +85,16 @@ def shard(rank, address, folder):
         found = solve(exp, x0, method=method, ftol=0.0, group=group)
         out[name] = found.x, numbers(found)
     for method in ("newton", "lbfgs"):
-        part = solve(exp, method=method, ftol=0.0, max_iterations=2, group=group)
-        rest = solve(exp, method=method, ftol=0.0, group=group, state=part.state)
+        begun = solve(exp, method=method, ftol=0.0, max_iterations=2, group=group)
+        rest = solve(exp, method=method, ftol=0.0, group=group, state=begun.state)
         out["resumed", method] = rest.x, numbers(rest)
-        out["state", method] = part.state, numbers(part)
+        out["state", method] = begun.state, numbers(begun)
+    part = slice(*(MANY * cut // CUTS[-1] for cut in CUTS[rank : rank + 2]))
+    for kind in ("cosh", "sinh"):
+        found = solve(problem(kind, "normalized", part, n=MANY), ftol=0.0, group=group)
+        out["many rows", kind] = found.x, numbers(found)
+    found = solve(problem("exp", "normalized", rows, weighted=False, noise=0.0), group=group)
+    out["exact"] = found.x, numbers(found)
     found = solve(problem("exp", "normalized", rows, batch=(3,)), ftol=0.0, group=group)
     out["batch"] = found.x, numbers(found)
     for dtype in (torch.float32, torch.bfloat16):
@@ -101,6 +108,12 @@ def shard(rank, address, folder):
         counts = [collectives(lambda m=m: solve(exp, x0, method=method, ftol=0.0, max_iterations=m, group=group)) for m in range(8)]  # noqa: B023
         lines = solve(exp, x0, method=method, ftol=0.0, max_iterations=7, group=group)
         out["collectives", method] = torch.tensor(counts), lines.history
+    wide = problem("exp", "normalized", slice(2 * CUTS[rank], 2 * CUTS[rank + 1]), n=800, d=300)
+    torch.set_num_threads(1 + rank % 2)  # LAPACK rounds otherwise with each number of threads
+    for method in ("newton", "lbfgs"):
+        found = solve(wide, method=method, max_iterations=1, group=group)
+        out["threads", method] = found.x, numbers(found)
+    torch.set_num_threads(1)
     odd = Regression(exp.A[:, :4], exp.b) if rank == 1 else exp
     out["messages"] = [
         message(lambda: solve(odd, group=group)),
@@ -132,6 +145,13 @@ def shards(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in range(3)]
 
 
+def assert_same_solution(kind, found, expected):
+    """To 1e-12; cosh does not tell x from -x."""
+    if kind == "cosh" and torch.dot(found, expected) < 0:
+        found = -found
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+
+
 def same(a, b):
     return torch.equal(a.nan_to_num(-1.0), b.nan_to_num(-1.0))
 
@@ -143,7 +163,7 @@ def test_the_solution_is_that_of_one_process(case, shards):
     for part in shards:
         x, summary = part[case]
         assert same(x, shards[0][case][0]) and same(summary, shards[0][case][1])
-        torch.testing.assert_close(x, alone.x, rtol=1e-12, atol=1e-13)
+        assert_same_solution(kind, x, alone.x)
     names = [name for name in alone.names if not name.startswith("seconds")]
     found = dict(zip(names, shards[0][case][1].tolist(), strict=True))
     assert found["status"] in (float(list(Status).index(s)) for s in Status if s.converged)
@@ -157,6 +177,11 @@ def test_runs_are_the_same_bit_for_bit(shards):
         for method in ("newton", "lbfgs"):
             whole = part["exp", "rescaled", method]
             assert all(same(a, b) for a, b in zip(part["resumed", method], whole, strict=True))
+
+
+def test_threads_round_alike(shards):
+    for method in ("newton", "lbfgs"):
+        assert all(same(part["threads", method][0], shards[0]["threads", method][0]) for part in shards)
 
 
 def test_states_are_of_the_rows_here(shards):
@@ -179,6 +204,20 @@ def test_other_starts_and_batches(shards):
         torch.testing.assert_close(shards[0][str(dtype)][0], alone, rtol=1e-5, atol=1e-5)
 
 
+def test_starts_by_merged_quantiles(shards):
+    for kind in ("cosh", "sinh"):
+        alone = solve(problem(kind, "normalized", n=MANY), ftol=0.0).raise_for_status()
+        assert_same_solution(kind, shards[0]["many rows", kind][0], alone.x)
+
+
+def test_nothing_cancels_where_the_fit_is_exact(shards):
+    x, summary = shards[0]["exact"]
+    torch.testing.assert_close(x, data("exp", "normalized", noise=0.0)[-1], rtol=1e-12, atol=1e-13)
+    alone = solve(problem("exp", "normalized", weighted=False, noise=0.0))
+    log_loss = summary[alone.names.index("log_loss")]
+    assert log_loss < -60 and abs(log_loss - alone.number("log_loss")) < 5  # of rounding alone
+
+
 def test_an_evaluation_is_one_collective(shards):
     """An L-BFGS iteration gathers once; Newton's gathers the models, each trial and the new point, and sums the Hessian once."""
     counts, history = shards[0]["collectives", "lbfgs"]
@@ -189,9 +228,8 @@ def test_an_evaluation_is_one_collective(shards):
     steps = counts.diff(dim=0)
     whole = [i for i in range(len(history) - 1) if history[i, 4] == 1 and history[i, 7] == history[i + 1, 7]]
     assert whole and all(steps[i].tolist() == [3, 1] for i in whole)
-    assert all(
-        torch.equal(part["collectives", m][0], shards[0]["collectives", m][0]) for part in shards for m in ("newton", "lbfgs")
-    )
+    for part in shards:
+        assert all(torch.equal(part["collectives", m][0], shards[0]["collectives", m][0]) for m in ("newton", "lbfgs"))
 
 
 def test_processes_that_disagree_are_told(shards):

@@ -112,7 +112,7 @@ def _elements(A: Shape, *vectors: Shape | None) -> int:
 
 
 # Regressions: 2 operations a number of A for each product of its rows, and for each sum of them.
-@register_flop_formula([_OPS._regression_forward, _OPS._regression_evaluate])
+@register_flop_formula([_OPS._regression_forward, _OPS._regression_evaluate, _OPS._regression_part])
 def _regression_forward(A: Shape, b: Shape, x: Shape, *rest: Any, **_: Any) -> int:
     return _elements(A, b, x) * 2 * (2 if "plain" in rest else 4)
 
@@ -155,10 +155,11 @@ def _regression_transposed(A: Shape, weights: Shape, squared: bool = False, *_: 
     return _elements(A, weights[:-1]) * (2 * weights[-2] + squared)
 
 
-@register_flop_formula(_OPS._regression_curvature)
-def _regression_curvature(A: Shape, *_: Any, **__: Any) -> int:
-    """Half of A^T D A, and four sums of rows."""
-    return _elements(A) * (A[-1] + 8)
+@register_flop_formula([_OPS._regression_curvature, _OPS._regression_part_gram])
+def _regression_curvature(A: Shape, rows: Shape, *_: Any, **__: Any) -> int:
+    """Half of A^T D A, of a sparse A pairs of a row's values, and four sums of rows."""
+    sparse = len(A) == len(rows) - 1
+    return int(_elements(A, rows[:-1]) * ((A[-1] / max(rows[-1], 1) if sparse else A[-1]) + 8))
 
 
 # Matrix regressions: 2 n1 n2 d operations for scores, and for each product with a block of the map; in every pass a

@@ -48,11 +48,14 @@ RegressionData::Evaluation RegressionData::evaluate(const Tensor& x, const Regre
   RegressionPoint here = problem_;
   here.x = x;
   if (!group_.single()) {
-    const auto [statistics, gradient] = join_parts(wide(group_.gathered(regression_part(here, settings))), settings);
-    return {numbers<Numbers::count>(statistics), gradient};
+    const Tensor part = regression_part(here, settings),
+                 all = wide(group_.gathered(at::cat({part, x.to(at::kDouble)})));
+    const int64_t size = part.size(0);
+    const auto [statistics, gradient] = join_parts(all.slice(1, 0, size).contiguous(), settings);
+    return {numbers<Numbers::count>(statistics), gradient, all[0].slice(0, size).to(x.options())};
   }
   const auto [statistics, gradient] = regression_evaluate(here, settings);
-  return {numbers<Numbers::count>(statistics), wide(gradient)};
+  return {numbers<Numbers::count>(statistics), wide(gradient), x};
 }
 
 RegressionCurvature RegressionData::curvature(const Tensor& rows, double square, c10::string_view curvature) const {
@@ -164,12 +167,14 @@ Tensor RegressionData::vectors(const Tensor& logits, const Point& point, const R
   const Tensor statistics = at::tensor(at::ArrayRef<double>(point.data(), point.size())).to(logits.device());
   return regression_rows(logits, statistics, problem_, settings);
 }
-ModelNumbers RegressionData::model(const Tensor& vectors, const Tensor& direction) const {
+ModelNumbers RegressionData::model(const Tensor& vectors, const Tensor& direction, Tensor& step) const {
   using Model = rescaled::RegressionModel;
   const Tensor here = regression_model(vectors, direction);
   if (group_.single()) return numbers<Model::count>(here);
+  const Tensor parts = wide(group_.gathered(at::cat({here, step.to(at::kDouble)})));
+  step = parts[0].slice(0, Model::count).to(step.options());
   ModelNumbers all{};
-  for (const Tensor& part : wide(group_.gathered(here)).unbind()) {
+  for (const Tensor& part : parts.unbind()) {
     const ModelNumbers one = numbers<Model::count>(part);
     for (size_t i = 0; i < all.size(); ++i)
       if (i != Model::largest) all[i] += one[i];

@@ -33,6 +33,8 @@ class RegressionData {
   const Group& group() const { return group_; }
   // A sum over the rows here to that over all, float64 on the CPU.
   Tensor sum(const Tensor& here) const { return wide(group_.single() ? here : group_.sum(here.to(at::kDouble))); }
+  // The first process's, for all.
+  Tensor first(const Tensor& here) const { return group_.single() ? here : group_.gathered(here)[0]; }
   // The method for all, by the largest ratio; NaN: not measured.
   SolveMethod agreed(SolveMethod here, double& gram_ratio) const;
   at::TensorOptions options() const { return problem_.b.options(); }
@@ -42,6 +44,7 @@ class RegressionData {
   struct Evaluation {
     Point point;
     Tensor gradient;  // float64, in the units of the point
+    Tensor x;         // as agreed on: each process's linear algebra rounds x in its own way
   };
   Evaluation evaluate(const Tensor& x, const RegressionSettings&) const;
   // A^T of each of the vectors [K, n], of A's elements squared if so asked: float64 on the CPU [K, d].
@@ -71,7 +74,8 @@ class RegressionData {
   Tensor vectors(const Tensor& logits, const Point& point, const RegressionSettings&) const;  // RegressionRows
   // w_i v_i^2, with v as in docs/math.md (9); undefined in the plain form, where v = 0.
   Tensor squares(const Tensor& logits, const Point& point, const RegressionSettings&) const;
-  ModelNumbers model(const Tensor& vectors, const Tensor& direction) const;
+  // `direction`: A step; all leave with the step of the first process, which is theirs but for rounding.
+  ModelNumbers model(const Tensor& vectors, const Tensor& direction, Tensor& step) const;
 
  private:
   Tensor number_of(double x) const;  // [1], to send

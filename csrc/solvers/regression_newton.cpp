@@ -44,8 +44,9 @@ void RegressionSolver::newton_iteration(std::vector<Tensor>& history) {
     record(history, 0, 0, model_of_step());
     return state_[State::relative_gradient] == 0 ? converged(Status::gradient) : stop(Status::stalled);
   }
-  const Tensor step = found.step.to(state_.x.options()), t = matvec(step);
-  const Models models(data_.model(rows_, t), point_[Numbers::square]);
+  Tensor step = found.step.to(state_.x.options());
+  const Tensor t = matvec(step);
+  const Models models(data_.model(rows_, t, step), point_[Numbers::square]);
   search(step, t, models, history);
 }
 

@@ -110,7 +110,7 @@ void RegressionSolver::evaluate_at_x() {
   const Clock clock(state_[State::seconds_reads]);
   state_[State::reads] += 1, state_[State::resident] = 0;
   const RegressionData::Evaluation found = data_.evaluate(state_.x, form_);
-  point_ = found.point, state_.gradient = found.gradient;
+  point_ = found.point, state_.gradient = found.gradient, state_.x = found.x;
   rows_ = Tensor();
   fresh_ = false;
 }

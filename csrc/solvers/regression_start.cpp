@@ -161,7 +161,7 @@ Start starting_point(const RegressionData& data, const RegressionSettings& setti
                                       : asinh_start(data, settings);
   if (!start.x.defined() || !start.x.isfinite().all().item<bool>())
     start.x = at::linspace(.5, 1, d, at::kDouble) / (d > 0 ? d : 1);  // nothing to go by
-  start.x = start.x.to(x.b.options());
+  start.x = data.first(start.x.to(x.b.options()));
   return start;
 }
 
