@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the functions do with their arguments before the operators see them."""
 
+import warnings
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.attention.bias import CausalBias, CausalVariant
@@ -45,6 +48,27 @@ def check_readable(op: str, name: str, tensor: Tensor) -> None:
         )
     if kind not in (Tensor, torch.nn.Parameter) and kind.__torch_dispatch__ is Tensor.__torch_dispatch__:
         raise TypeError(f"torch_rescaled::{op}: expected {name} to be a plain torch.Tensor, got {kind.__name__}")
+
+
+@torch.jit.unused
+def design(op: str, A: Any) -> Tensor:
+    """A as a dense or sparse_csr tensor: any format of scipy.sparse as the latter, which shares its arrays if it is CSR."""
+    if hasattr(A, "tocsr") and not isinstance(A, Tensor):
+        csr = A.tocsr()
+        with warnings.catch_warnings():  # that they are in beta is of no concern here: only their components are used
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.sparse_csr_tensor(
+                *(torch.from_numpy(part) for part in (csr.indptr, csr.indices, csr.data)), csr.shape, check_invariants=False
+            )
+    check_readable(op, "A", A)
+    matrix: Tensor = A
+    return matrix
+
+
+@torch.jit.unused
+def components(A: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+    """What the operators take of a sparse_csr tensor."""
+    return A.crow_indices(), A.col_indices(), A.values(), A.shape[-1]
 
 
 def check_kind(where: str, kind: str) -> None:

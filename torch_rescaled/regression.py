@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from torch_rescaled import _library as _library
-from torch_rescaled._inputs import check_readable
+from torch_rescaled._inputs import check_readable, components, design
 
 __all__ = ["newton_step", "regression_evaluate", "regression_hvp", "regression_loss"]
 
@@ -13,10 +13,11 @@ __all__ = ["newton_step", "regression_evaluate", "regression_hvp", "regression_l
 
 
 @torch.jit.unused
-def _check(op: str, A: Tensor, b: Tensor, x: Tensor, row_weight: Tensor | None, penalty_weight: Tensor | None) -> None:
-    for name, tensor in {"A": A, "b": b, "x": x, "row_weight": row_weight, "penalty_weight": penalty_weight}.items():
+def _given(op: str, A: Tensor, b: Tensor, x: Tensor, row_weight: Tensor | None, penalty_weight: Tensor | None) -> Tensor:
+    for name, tensor in {"b": b, "x": x, "row_weight": row_weight, "penalty_weight": penalty_weight}.items():
         if tensor is not None:
             check_readable(op, name, tensor)
+    return design(op, A)
 
 
 def regression_loss(
@@ -37,7 +38,10 @@ def regression_loss(
     plus :math:`\frac12 \| \mathrm{diag}(w) A x \|^2`, with :math:`\omega` the ``row_weight`` and w the ``penalty_weight``.
 
     Args:
-        A: ``[*, n, d]``; float32, float64, bfloat16 or float16 (read as it is, float32 arithmetic); any strides.
+        A: ``[*, n, d]``; float32, float64, bfloat16 or float16 (read as it is, float32 arithmetic); any strides. Or sparse: a
+            ``torch.sparse_csr`` tensor or a ``scipy.sparse`` matrix; what occurs twice is added, indices may come in any order.
+            For derivatives in its values, under ``torch.func``, ``torch.compile`` and in TorchScript pass the components to
+            ``torch.ops.torch_rescaled.regression_loss_csr(crow_indices, col_indices, values, n_columns, b, x, ...)``.
         b: ``[*, n]``; float32, float64 for a float64 A. Leading dimensions broadcast.
         x: ``[*, d]``, of b's dtype.
         row_weight: :math:`\omega`, ``[*, n]``, 1 by default.
@@ -51,7 +55,8 @@ def regression_loss(
         vanishes.
 
     Differentiable in A, b, x and the weights: reverse, forward, second order and, by formulas that PyTorch differentiates, third.
-    The gradient in x and Hessian products in x take one read of A; derivatives in A have the size of A. Under autocast b, x and
+    The gradient in x and Hessian products in x take one read of A (two of a sparse one with more than 1024 or 512 columns);
+    derivatives in A have the size of A. Under autocast b, x and
     the weights are float32.
 
     Raises:
@@ -68,7 +73,13 @@ def regression_loss(
     Source: arXiv:2305.00660 (rescaled), arXiv:2304.10411 (normalized), arXiv:2303.15725 (plain, and the penalty).
     """
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-        _check("regression_loss", A, b, x, row_weight, penalty_weight)
+        A = _given("regression_loss", A, b, x, row_weight, penalty_weight)
+        if A.layout == torch.sparse_csr:
+            of_csr: Tensor = torch.ops.torch_rescaled.regression_loss_csr(
+                *components(A), b, x, row_weight=row_weight, penalty_weight=penalty_weight,
+                kind=kind, form=form,
+            )  # fmt: skip
+            return of_csr
     loss: Tensor = torch.ops.torch_rescaled.regression_loss(
         A, b, x, row_weight=row_weight, penalty_weight=penalty_weight, kind=kind, form=form
     )
@@ -108,7 +119,13 @@ def regression_evaluate(
         >>> log_loss, gradient, hessian, log_scale = torch_rescaled.regression_evaluate(A, b, x, curvature="full")
     """
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-        _check("regression_evaluate", A, b, x, row_weight, penalty_weight)
+        A = _given("regression_evaluate", A, b, x, row_weight, penalty_weight)
+        if A.layout == torch.sparse_csr:
+            of_csr: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.torch_rescaled.regression_evaluate_csr(
+                *components(A), b, x, row_weight=row_weight, penalty_weight=penalty_weight,
+                kind=kind, form=form, curvature=curvature,
+            )  # fmt: skip
+            return of_csr
     result: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.torch_rescaled.regression_evaluate(
         A, b, x, row_weight=row_weight, penalty_weight=penalty_weight, kind=kind, form=form, curvature=curvature
     )
@@ -146,8 +163,14 @@ def regression_hvp(
         >>> product = torch_rescaled.regression_hvp(A, b, x, torch.ones(5), form="normalized")
     """
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-        _check("regression_hvp", A, b, x, row_weight, penalty_weight)
+        A = _given("regression_hvp", A, b, x, row_weight, penalty_weight)
         check_readable("regression_hvp", "v", v)
+        if A.layout == torch.sparse_csr:
+            of_csr: Tensor = torch.ops.torch_rescaled.regression_hvp_csr(
+                *components(A), b, x, v, row_weight=row_weight, penalty_weight=penalty_weight,
+                kind=kind, form=form, curvature=curvature,
+            )  # fmt: skip
+            return of_csr
     product: Tensor = torch.ops.torch_rescaled.regression_hvp(
         A, b, x, v, row_weight=row_weight, penalty_weight=penalty_weight, kind=kind, form=form, curvature=curvature
     )
@@ -186,7 +209,13 @@ def newton_step(
         >>> x = x + torch_rescaled.newton_step(A, b, x, form="normalized", damping=1e-3)
     """
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-        _check("newton_step", A, b, x, row_weight, penalty_weight)
+        A = _given("newton_step", A, b, x, row_weight, penalty_weight)
+        if A.layout == torch.sparse_csr:
+            of_csr: Tensor = torch.ops.torch_rescaled.newton_step_csr(
+                *components(A), b, x, row_weight=row_weight, penalty_weight=penalty_weight,
+                kind=kind, form=form, curvature=curvature, damping=damping,
+            )  # fmt: skip
+            return of_csr
     step: Tensor = torch.ops.torch_rescaled.newton_step(
         A, b, x, row_weight=row_weight, penalty_weight=penalty_weight, kind=kind, form=form, curvature=curvature, damping=damping
     )

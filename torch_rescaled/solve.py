@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_rescaled import _library as _library
-from torch_rescaled._inputs import check_readable
+from torch_rescaled._inputs import check_readable, components, design
 from torch_rescaled.reports import Problem, R, Report, Status, statuses_of
 
 __all__ = ["Regression", "Solution", "solve"]
@@ -24,7 +24,8 @@ class Regression:
     r"""Minimize over x the loss of :math:`u(A x)` against b: :func:`torch_rescaled.regression_loss` names the terms.
 
     Args:
-        A: ``[*, n, d]``; b: ``[*, n]``; row_weight, penalty_weight: ``[*, n]``. Leading dimensions broadcast: a batch of problems.
+        A: ``[*, n, d]``, dense or sparse (``torch.sparse_csr``, or any format of ``scipy.sparse``); b: ``[*, n]``; row_weight,
+            penalty_weight: ``[*, n]``. Leading dimensions broadcast: a batch of problems.
         kind: ``"exp"``, ``"cosh"`` or ``"sinh"``.
         form: ``"rescaled"``, ``"normalized"`` or ``"plain"``.
 
@@ -46,11 +47,16 @@ class Regression:
     form: str = "rescaled"
 
     def __post_init__(self) -> None:
-        for name in ("A", "b", "row_weight", "penalty_weight"):
+        object.__setattr__(self, "A", design("Regression", self.A))
+        for name in ("b", "row_weight", "penalty_weight"):
             tensor = getattr(self, name)
             if tensor is not None:
                 check_readable("Regression", name, tensor)
-        _OPS._regression_check(self.A, self.b, self.row_weight, self.penalty_weight, self.kind, self.form)
+        A, pattern = self.A, tuple[Any, ...]()
+        if A.layout == torch.sparse_csr:
+            crow_indices, col_indices, A, columns = components(A)
+            pattern = (crow_indices, col_indices, columns)
+        _OPS._regression_check(A, self.b, self.row_weight, self.penalty_weight, self.kind, self.form, *pattern)
 
     def _solve(self, x0: Tensor | None, state: Tensor | None, chunk: int | None, options: dict[str, Any]) -> "Solution":
         if x0 is not None:
@@ -64,8 +70,10 @@ class Regression:
         generator = options.pop("generator")
         if generator is not None:
             options["seed"] = int(torch.randint(2**53, (), generator=generator, device=generator.device))
-        x, summary, history, state = _OPS.solve_regression(
-            self.A, self.b, x0, row_weight=self.row_weight, penalty_weight=self.penalty_weight, kind=self.kind, form=self.form,
+        sparse = self.A.layout == torch.sparse_csr
+        op, A = (_OPS.solve_regression_csr, components(self.A)) if sparse else (_OPS.solve_regression, (self.A,))
+        x, summary, history, state = op(
+            *A, self.b, x0, row_weight=self.row_weight, penalty_weight=self.penalty_weight, kind=self.kind, form=self.form,
             group=None if group is None else group.group_name, state=state, chunk=chunk, **options,
         )  # fmt: skip
         return Solution(statuses_of(summary), summary, history, state, x, self)
