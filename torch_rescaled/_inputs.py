@@ -57,9 +57,8 @@ def design(op: str, A: Any) -> Tensor:
         csr = A.tocsr()
         with warnings.catch_warnings():  # that they are in beta is of no concern here: only their components are used
             warnings.simplefilter("ignore", UserWarning)
-            return torch.sparse_csr_tensor(
-                *(torch.from_numpy(part) for part in (csr.indptr, csr.indices, csr.data)), csr.shape, check_invariants=False
-            )
+            rows, columns, values = (torch.from_numpy(part) for part in (csr.indptr, csr.indices, csr.data))
+            return torch.sparse_csr_tensor(rows, columns, values, list(csr.shape), check_invariants=False)
     check_readable(op, "A", A)
     matrix: Tensor = A
     return matrix
