@@ -93,6 +93,7 @@ void RegressionSolver::set_form() {
 
 void RegressionSolver::evaluate() {
   point_ = data_.point(state_.logits, form_);
+  state_[State::points] += 1;
   rows_ = Tensor();
   fresh_ = false;
 }
@@ -106,7 +107,7 @@ void RegressionSolver::settle() {
 
 void RegressionSolver::evaluate_at_x() {
   const Clock clock(state_[State::seconds_reads]);
-  state_[State::reads] += 1, state_[State::resident] = 0;
+  state_[State::reads] += 1, state_[State::points] += 1, state_[State::resident] = 0;
   const RegressionData::Evaluation found = data_.evaluate(state_.x, form_);
   point_ = found.point, state_.gradient = found.gradient;
   rows_ = Tensor();
