@@ -99,7 +99,12 @@ SAMPLES = {
     "_regression_curvature": lambda p: ((p[0].detach(), torch.randn(7, 5, dtype=torch.float64), statistics(p), "full"), {}),
     "_regression_check": lambda p: ((*detached(p)[:2], None, None, "exp", "plain"), {}),
 }
-ON_THE_HOST = {"newton_step", "solve_regression", "_solve_regression", "_regression_sampled_hessian"}  # look at numbers: no fake tensors
+ON_THE_HOST = {
+    "newton_step",
+    "solve_regression",
+    "_solve_regression",
+    "_regression_sampled_hessian",
+}  # look at numbers: no fake tensors
 
 
 def one():

@@ -140,7 +140,8 @@ def test_a_sample_that_misses_gives_way(sampling):
     A, b, _ = rare_columns(n=20000, d=32, std=2.0)
     problem = Regression(A, b, penalty_weight=torch.full_like(b, 1e-6), form="normalized")
     exact, ours = (
-        solve(problem, method=method, sampling=sampling, sample_rows=40 * 32, max_iterations=300) for method in ("newton", "sampled")
+        solve(problem, method=method, sampling=sampling, sample_rows=40 * 32, max_iterations=300)
+        for method in ("newton", "sampled")
     )
     assert ours.status.converged and (ours.number("samples") > 1 or ours.number("grams") > 0)
     torch.testing.assert_close(ours.number("log_loss"), exact.number("log_loss"), rtol=1e-8, atol=1e-8)
@@ -162,7 +163,9 @@ def test_going_on_from_a_state_is_as_if_it_had_not_stopped(form, method):
         whole = again(problem, x0, generator=torch.Generator().manual_seed(5))
         generator = torch.Generator().manual_seed(5)
         stepwise = again(problem, x0, generator=generator, callback=lambda s: None)
-        assert torch.equal(stepwise.x, whole.x) and torch.equal(stepwise.history[:, :-1].nan_to_num(), whole.history[:, :-1].nan_to_num())
+        assert torch.equal(stepwise.x, whole.x) and torch.equal(
+            stepwise.history[:, :-1].nan_to_num(), whole.history[:, :-1].nan_to_num()
+        )
         for stop in (1, 3):
             first = again(problem, x0, generator=torch.Generator().manual_seed(5), max_iterations=stop)
             rest = again(problem, state=first.state)  # the seed is in the state

@@ -26,7 +26,9 @@ def _for_maps(options: dict[str, Any]) -> dict[str, Any]:
     options = dict(options)
     group = options.pop("group")
     if options.pop("sampling") != "auto" or options.pop("sample_rows") is not None or options.pop("generator") is not None:
-        raise ValueError("torch_rescaled::solve: expected no sampling, sample_rows or generator with a map, which has no use for them")
+        raise ValueError(
+            "torch_rescaled::solve: expected no sampling, sample_rows or generator with a map, which has no use for them"
+        )
     for name in ("cg_iterations", "max_iterations"):
         if options[name] is None:
             del options[name]

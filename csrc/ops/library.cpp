@@ -39,8 +39,8 @@
 #define REGRESSION_SETTINGS "str kind, str form"
 #define REGRESSION_OPTIONS \
   "*, Tensor? row_weight=None, Tensor? penalty_weight=None, str kind=\"exp\", str form=\"rescaled\""
-#define SOLVER_OPTIONS                                                                              \
-  "str method=\"auto\", int max_iterations=100, float gtol=0.0, float? ftol=None, float xtol=0.0, " \
+#define SOLVER_OPTIONS                                                                                       \
+  "str method=\"auto\", int max_iterations=100, float gtol=0.0, float? ftol=None, float xtol=0.0, "          \
   "float damping=1e-12, int? chunk=None, Tensor? state=None, str sampling=\"auto\", int? sample_rows=None, " \
   "int seed=0"
 // Matrix regressions: query [*L, n1, d], key [*L, n2, d], target [*L, n1, n2], mask [*L, n1 | 1, n2 | 1] bool, float32

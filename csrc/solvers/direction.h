@@ -26,7 +26,7 @@ class Factored {
  public:
   Factored(const Tensor& hessian, double ridge);
   explicit operator bool() const { return factor_.defined(); }
-  Tensor solve(const Tensor& right) const;        // H^-1 right, [d]
+  Tensor solve(const Tensor& right) const;         // H^-1 right, [d]
   Tensor half_inverse(const Tensor& right) const;  // S L^-T right, [d, m]
 
  private:

@@ -21,10 +21,10 @@ namespace {
 
 using namespace rescaled::ops;
 
-constexpr double kPoor = .1;   // of what the model promised: its Hessian is of another place
-constexpr double kSlow = .5;   // decrease of the promise from one step to the next,
-constexpr int kSlowSteps = 2;  // that many times: so is this
-constexpr double kDearGram = 5;      // reads of A a Gram costs, above which a sample's Hessian pays,
+constexpr double kPoor = .1;        // of what the model promised: its Hessian is of another place
+constexpr double kSlow = .5;        // decrease of the promise from one step to the next,
+constexpr int kSlowSteps = 2;       // that many times: so is this
+constexpr double kDearGram = 5;     // reads of A a Gram costs, above which a sample's Hessian pays,
 constexpr int64_t kManyRows = 200;  // with so many rows for each column
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 

@@ -12,7 +12,7 @@ namespace {
 
 constexpr double kLeastDamping = 1e-12, kMostDamping = 1e10;
 constexpr double kReach = 2, kLongReach = 16;  // largest |step A s| tried first, and ever
-constexpr double kNear = .5;  // |step A s| below which L-BFGS may take over: its first steps have no line search
+constexpr double kNear = .5;         // |step A s| below which L-BFGS may take over: its first steps have no line search
 constexpr double kSampledModel = 3;  // of the history
 constexpr double kTwice = 2;         // times or part of the curvature that a sample showed: it was too small
 constexpr int kTries = 12, kRefresh = 10;
@@ -33,8 +33,8 @@ void RegressionSolver::newton_iteration(std::vector<Tensor>& history) {
     record(history, 0, 0, model_of_step());
     return converged(Status::gradient);
   }
-  const Direction found = is(SolveMethod::cg) ? conjugate_direction()
-                                              : newton_direction(hessian_, gradient_, state_[State::damping]);
+  const Direction found =
+      is(SolveMethod::cg) ? conjugate_direction() : newton_direction(hessian_, gradient_, state_[State::damping]);
   if (found.deficient) state_[State::deficient] = 1;
   if (full && found.shift > 1e-2) {  // far from definite: Gauss-Newton knows better
     state_[State::full_mode] = 0, fresh_ = is(SolveMethod::cg);

@@ -32,7 +32,7 @@ using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 #define SOLVE_POINT                                                                                   \
   const Tensor &A, const Tensor &b, const MaybeTensor &row_weight, const MaybeTensor &penalty_weight, \
       const MaybeTensor &x0, const MaybeTensor &state
-#define SOLVE_OPTIONS \
+#define SOLVE_OPTIONS                                                                                     \
   c10::string_view method, int64_t max_iterations, double gtol, double ftol, double xtol, double damping, \
       int64_t chunk, c10::string_view sampling, int64_t sample_rows, int64_t seed
 using SolveSignature = Four(SOLVE_POINT, RESCALED_REGRESSION_SETTINGS, SOLVE_OPTIONS);
@@ -52,11 +52,10 @@ Tensor restored(const Tensor& t, const std::vector<int64_t>& full) {
 }
 
 void check_sampling(const char* op, c10::string_view sampling, int64_t sample_rows, int64_t seed) {
-  RESCALED_CHECK(
-      VALUE,
-      sampling == "auto" || sampling == "weight" || sampling == "leverage" || sampling == "row_norm" ||
-          sampling == "uniform",
-      op, "sampling 'auto', 'weight', 'leverage', 'row_norm' or 'uniform', got '", sampling, "'");
+  RESCALED_CHECK(VALUE,
+                 sampling == "auto" || sampling == "weight" || sampling == "leverage" || sampling == "row_norm" ||
+                     sampling == "uniform",
+                 op, "sampling 'auto', 'weight', 'leverage', 'row_norm' or 'uniform', got '", sampling, "'");
   RESCALED_CHECK(VALUE, sample_rows >= 0, op, "sample_rows >= 0, got ", sample_rows);
   RESCALED_CHECK(VALUE, seed >= 0 && seed < (int64_t{1} << 53), op, "a seed in [0, 2^53), got ", seed);
 }
@@ -92,8 +91,8 @@ Four solve(SOLVE_POINT, RESCALED_REGRESSION_SETTINGS, SOLVE_OPTIONS) {
                             flattened(given.row_weight, 1, full), flattened(given.penalty_weight, 1, full)};
   const Tensor states = flattened(defined_or(state), 1, full);
   const int64_t count = all.A.size(0), n = A.size(-2), d = A.size(-1);
-  const Options options{std::string(method), max_iterations, gtol, ftol, xtol, damping,
-                        {std::string(sampling), sample_rows, seed}};
+  const Options options{
+      std::string(method), max_iterations, gtol, ftol, xtol, damping, {std::string(sampling), sample_rows, seed}};
   std::vector<Solution> found(static_cast<size_t>(count));
   const auto one = [](const Tensor& t, int64_t i) { return t.defined() ? t.select(0, i) : t; };
   const auto run = [&](int64_t begin, int64_t end) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What a sampled Hessian, or none, changes in a Newton step: gradient and sides by a read of A, no Gram of all rows; and
-// conjugate gradients on exact products with it as the preconditioner.
+// What a sampled Hessian, or none, changes in a Newton step: gradient and sides by a read of A, no Gram of all rows;
+// and conjugate gradients on exact products with it as the preconditioner.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/abs.h>
 #include <ATen/ops/dot.h>
@@ -16,9 +16,9 @@
 namespace torch_rescaled::solvers {
 namespace {
 
-constexpr int kMostResamples = 3;         // then the Hessian is that of all rows
-constexpr int64_t kMostSquare = 2048;     // columns up to which a d x d preconditioner is formed and factored
-constexpr int kMostProducts = 200;        // of conjugate gradients, in a step
+constexpr int kMostResamples = 3;          // then the Hessian is that of all rows
+constexpr int64_t kMostSquare = 2048;      // columns up to which a d x d preconditioner is formed and factored
+constexpr int kMostProducts = 200;         // of conjugate gradients, in a step
 constexpr double kFar = .1, kNear = 1e-3;  // of the right-hand side's norm, where conjugate gradients stop
 
 }  // namespace

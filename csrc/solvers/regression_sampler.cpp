@@ -23,8 +23,8 @@ namespace {
 
 using Rows = rescaled::RegressionRows;
 
-constexpr int kRounds = 3;         // of samples, to find leverages by
-constexpr double kRidge = 1e-12;   // of the scaled Hessian that they are found by, at least
+constexpr int kRounds = 3;        // of samples, to find leverages by
+constexpr double kRidge = 1e-12;  // of the scaled Hessian that they are found by, at least
 constexpr double kInfinite = std::numeric_limits<double>::infinity();
 
 double square_of(const Tensor& t) { return at::dot(t, t).item<double>(); }
@@ -79,8 +79,7 @@ Tensor RowSampler::chances(const Jacobian& j) const {
   return out + squares * (sizes_.known ? size(j.side) : unit * unit);
 }
 
-SampledHessian RowSampler::sampled(const Jacobian& j, const Tensor& inner, const Tensor& chances,
-                                   uint64_t seed) {
+SampledHessian RowSampler::sampled(const Jacobian& j, const Tensor& inner, const Tensor& chances, uint64_t seed) {
   const Sample sample = draw_rows(chances, count(), seed);
   if (!sample) return {};
   const RegressionPoint drawn{data_.gathered(sample.index), sample.weight, {}, {}, {}};
@@ -108,8 +107,8 @@ SampledHessian RowSampler::sampled(const Jacobian& j, const Tensor& inner, const
   return found;
 }
 
-// Where the first sample, by weight, has missed directions, leverages by it are far too large, and a sample by those has
-// the directions: another round, until their sum is about what it should be.
+// Where the first sample, by weight, has missed directions, leverages by it are far too large, and a sample by those
+// has the directions: another round, until their sum is about what it should be.
 void RowSampler::size_rows(const Jacobian& j) {
   const double sum = j.centered ? vector(j, Rows::p).sum().item<double>() : 0;
   const Tensor center = j.centered && j.squares.defined() ? j.side / sum : at::zeros_like(j.side);
@@ -141,7 +140,8 @@ RegressionPoint RowSampler::subset(bool normalized) {
   const Sample drawn = draw_rows(at::ones({data_.rows()}, x.b.options().dtype(at::kDouble)), count(), seed(0));
   const double more = static_cast<double>(data_.rows()) / static_cast<double>(drawn.index.size(0));
   const auto of = [&](const Tensor& t) { return t.defined() ? t.index_select(0, drawn.index) : t; };
-  return {data_.gathered(drawn.index), normalized ? of(x.b) * more : of(x.b), {}, of(x.row_weight), of(x.penalty_weight)};
+  return {
+      data_.gathered(drawn.index), normalized ? of(x.b) * more : of(x.b), {}, of(x.row_weight), of(x.penalty_weight)};
 }
 
 Tensor sampled_hessian_at(const RegressionPoint& point, const RegressionSettings& settings, const Sampling& sampling) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Gauss-Newton's Hessian of a regression by a sample of its rows. It is the sum of J_i J_i^T over rows, with
-// J_i = sqrt(w_i) (p_i a_i - v_i h), h = A^T p (v: b, u over its sum, or none), and the penalty's rows; the sample's sum
-// keeps the exact h, so it is a sum of squares too: positive semidefinite. docs/solver.md.
+// J_i = sqrt(w_i) (p_i a_i - v_i h), h = A^T p (v: b, u over its sum, or none), and the penalty's rows; the sample's
+// sum keeps the exact h, so it is a sum of squares too: positive semidefinite. docs/solver.md.
 #pragma once
 #include "direction.h"
 #include "regression_data.h"
@@ -36,12 +36,13 @@ struct RowSizes {
 
 class RowSampler {
  public:
-  // `point`: how many there were before this one. At one point the same rows are drawn again. `reads`: of A, counted on.
+  // `point`: how many there were before this one. At one point the same rows are drawn again. `reads`: of A, counted
+  // on.
   RowSampler(const RegressionData& data, const Sampling& sampling, RowSizes& sizes, int64_t point, double& reads)
       : data_(data), sampling_(sampling), sizes_(sizes), point_(point), reads_(reads) {}
 
-  // Rows' sizes are found first, by a read, where the sampling takes them and they are not known. `inner` [n]: p_i w_i r_i,
-  // where the gradient is asked for.
+  // Rows' sizes are found first, by a read, where the sampling takes them and they are not known. `inner` [n]: p_i w_i
+  // r_i, where the gradient is asked for.
   SampledHessian hessian(const Jacobian&, const Tensor& inner = {});
   // A problem of rows drawn uniformly, sums over which stand for those over all rows.
   RegressionPoint subset(bool normalized);

@@ -258,7 +258,7 @@ Solution solve_problem(const RegressionPoint& point, const RegressionSettings& s
       state[State::iterations],    state[State::reads],         state[State::grams],
       state[State::certificate],   state[State::deficient],     1 / state.point[Numbers::concentration],
       state[State::seconds_reads], state[State::seconds_grams], state[State::seconds],
-      state[State::method],        state[State::gram_ratio], state[State::samples]};
+      state[State::method],        state[State::gram_ratio],    state[State::samples]};
   Solution out;
   out.x = state.x;
   out.summary = at::tensor(at::ArrayRef<double>(summary, kNumbers));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // One regression problem being solved: docs/solver.md. Steps of Newton's method (regression_newton.cpp) keep z = A x
-// and t = A s resident; those of L-BFGS (regression_lbfgs.cpp) know a point by one read of A. regression_sampled.cpp: Hessians of some rows.
+// and t = A s resident; those of L-BFGS (regression_lbfgs.cpp) know a point by one read of A. regression_sampled.cpp:
+// Hessians of some rows.
 #pragma once
 #include <chrono>
 #include <vector>

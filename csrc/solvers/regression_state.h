@@ -127,8 +127,7 @@ struct State {
     s.number = numbers<count>(part(count)), s.point = numbers<Numbers::count>(part(Numbers::count));
     s.x = part(d).to(options), s.anchor = part(d).to(options), s.logits = part(n).to(options);
     if (with.memory) s.gradient = wide(part(d)), s.memory = Memory::unpack(wide(part(Memory::size(d))), d);
-    if (with.sizes)
-      s.sizes = {s[sized] != 0, part(n), wide(part(d * RowSizes::kSketch)).view({d, RowSizes::kSketch})};
+    if (with.sizes) s.sizes = {s[sized] != 0, part(n), wide(part(d * RowSizes::kSketch)).view({d, RowSizes::kSketch})};
     return s;
   }
 };

@@ -24,8 +24,9 @@ Sample draw_rows(const Tensor& chances, int64_t count, uint64_t seed) {
   const double total = ends.numel() > 0 ? ends[-1].item<double>() : 0;
   if (!(total > 0) || !std::isfinite(total)) return {};
   const auto doubles = at::TensorOptions().dtype(at::kDouble);
-  const Tensor places = (at::arange(count, doubles) + at::rand({count}, at::detail::createCPUGenerator(seed), doubles)) *
-                        (total / static_cast<double>(count));
+  const Tensor places =
+      (at::arange(count, doubles) + at::rand({count}, at::detail::createCPUGenerator(seed), doubles)) *
+      (total / static_cast<double>(count));
   // Below the last end, so that the row found has a chance.
   const Tensor within = places.clamp_max(std::nextafter(total, 0.)).to(chances.device());
   const auto [index, inverse, times] =

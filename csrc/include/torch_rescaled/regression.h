@@ -28,13 +28,13 @@ struct RegressionOptions {
 struct SolveOptions {
   std::optional<at::Tensor> x0 = std::nullopt;  ///< [*, d]; by default a start from b alone
   int64_t max_iterations = 100;
-  double gtol = 0;                                 ///< of the gradient, relative to what it is computed from
-  std::optional<double> ftol = std::nullopt;       ///< of the loss the model promises; 1e-15, in float32 1e-8
-  double xtol = 0;                                 ///< of the logits' change
-  double damping = 1e-12;                          ///< relative to the Hessian's diagonal
-  std::string method = "auto";                     ///< "newton", "lbfgs", "sampled", "cg", or "auto": by what a Gram costs
-  std::optional<at::Tensor> state = std::nullopt;  ///< of an earlier call with the same problem and method
-  std::string sampling = "auto";                   ///< of rows: "leverage", "row_norm", "uniform", or "auto"
+  double gtol = 0;                            ///< of the gradient, relative to what it is computed from
+  std::optional<double> ftol = std::nullopt;  ///< of the loss the model promises; 1e-15, in float32 1e-8
+  double xtol = 0;                            ///< of the logits' change
+  double damping = 1e-12;                     ///< relative to the Hessian's diagonal
+  std::string method = "auto";                ///< "newton", "lbfgs", "sampled", "cg", or "auto": by what a Gram costs
+  std::optional<at::Tensor> state = std::nullopt;     ///< of an earlier call with the same problem and method
+  std::string sampling = "auto";                      ///< of rows: "leverage", "row_norm", "uniform", or "auto"
   std::optional<int64_t> sample_rows = std::nullopt;  ///< 40 d by default
   int64_t seed = 0;                                   ///< of the samples: [0, 2^53)
 };
@@ -53,14 +53,14 @@ enum class SolveNumber : int64_t {
   seconds_reads,
   seconds_grams,
   seconds,
-  method,     ///< SolveMethod
+  method,      ///< SolveMethod
   gram_ratio,  ///< what a Gram costs, in reads of A; NaN where "auto" did not measure it
   samples      ///< Hessians of samples of the rows
 };
 /// How steps are computed.
 enum class SolveMethod : int64_t {
-  newton,  ///< a Hessian at every iteration: two reads and a Gram
-  lbfgs,   ///< one Hessian near the solution, and limited-memory BFGS around it: one read
+  newton,   ///< a Hessian at every iteration: two reads and a Gram
+  lbfgs,    ///< one Hessian near the solution, and limited-memory BFGS around it: one read
   sampled,  ///< the same around the Hessian of a sample of the rows
   cg        ///< Hessian products, one read each, by conjugate gradients preconditioned by a sample's Hessian
 };
@@ -113,15 +113,16 @@ inline RegressionSolution solve_regression(const at::Tensor& A, const at::Tensor
                                            const RegressionOptions& options = {}, const SolveOptions& solve = {}) {
   using Tensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
   using MaybeTensor = std::optional<at::Tensor>;
-  using Signature = Tensors(const at::Tensor&, const at::Tensor&, const MaybeTensor&, const MaybeTensor&,
-                            const MaybeTensor&, std::string_view, std::string_view, std::string_view, int64_t, double,
-                            std::optional<double>, double, double, std::optional<int64_t>, const MaybeTensor&, std::string_view,
-                            std::optional<int64_t>, int64_t);
+  using Signature =
+      Tensors(const at::Tensor&, const at::Tensor&, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&,
+              std::string_view, std::string_view, std::string_view, int64_t, double, std::optional<double>, double,
+              double, std::optional<int64_t>, const MaybeTensor&, std::string_view, std::optional<int64_t>, int64_t);
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("torch_rescaled::solve_regression", "").typed<Signature>();
   auto [x, summary, history, state] =
       op.call(A, b, solve.x0, options.row_weight, options.penalty_weight, options.kind, options.form, solve.method,
-              solve.max_iterations, solve.gtol, solve.ftol, solve.xtol, solve.damping, std::nullopt, solve.state, solve.sampling, solve.sample_rows, solve.seed);
+              solve.max_iterations, solve.gtol, solve.ftol, solve.xtol, solve.damping, std::nullopt, solve.state,
+              solve.sampling, solve.sample_rows, solve.seed);
   return {x, summary, history, state};
 }
 

@@ -121,8 +121,8 @@ TORCH_LIBRARY_IMPL(torch_rescaled, Autograd, m) {
   m.impl("_regression_backward", TORCH_FN(backward_autograd));
   m.impl("_regression_jvp", TORCH_FN(jvp_autograd));
   m.impl("_regression_double_backward", TORCH_FN(double_backward_autograd));
-  for (const char* name :
-       {"_regression_evaluate", "_regression_gauss_newton", "_regression_product", "_regression_matvec",
-        "_regression_statistics", "_regression_rows", "_regression_model", "_regression_curvature", "_regression_transposed"})
+  for (const char* name : {"_regression_evaluate", "_regression_gauss_newton", "_regression_product",
+                           "_regression_matvec", "_regression_statistics", "_regression_rows", "_regression_model",
+                           "_regression_curvature", "_regression_transposed"})
     m.impl(name, not_differentiable());
 }

@@ -5,16 +5,16 @@
 
 namespace rescaled {
 
-#define RESCALED_DECLARE(isa)                                             \
-  namespace isa {                                                         \
-  RegressionProgram regression_evaluate(const RegressionParameters&);     \
-  RegressionProgram regression_gauss_newton(const RegressionParameters&); \
-  RegressionProgram regression_product(const RegressionParameters&);      \
-  RegressionProgram regression_matvec(const RegressionParameters&);       \
-  RegressionProgram regression_statistics(const RegressionParameters&);   \
-  RegressionProgram regression_rows(const RegressionParameters&);         \
-  RegressionProgram regression_model(const RegressionParameters&);        \
-  RegressionProgram regression_curvature(const RegressionParameters&);    \
+#define RESCALED_DECLARE(isa)                                                         \
+  namespace isa {                                                                     \
+  RegressionProgram regression_evaluate(const RegressionParameters&);                 \
+  RegressionProgram regression_gauss_newton(const RegressionParameters&);             \
+  RegressionProgram regression_product(const RegressionParameters&);                  \
+  RegressionProgram regression_matvec(const RegressionParameters&);                   \
+  RegressionProgram regression_statistics(const RegressionParameters&);               \
+  RegressionProgram regression_rows(const RegressionParameters&);                     \
+  RegressionProgram regression_model(const RegressionParameters&);                    \
+  RegressionProgram regression_curvature(const RegressionParameters&);                \
   RegressionProgram regression_transposed(const RegressionParameters&, bool squared); \
   }
 #define RESCALED_KERNELS(isa)                                                                                 \

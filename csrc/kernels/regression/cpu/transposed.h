@@ -5,8 +5,8 @@
 
 namespace rescaled {
 
-// resident_rows [., steps_count, n] in the type of the arithmetic -> vector [., steps_count, d], in the same. `squared`:
-// of A's elements squared.
+// resident_rows [., steps_count, n] in the type of the arithmetic -> vector [., steps_count, d], in the same.
+// `squared`: of A's elements squared.
 RegressionProgram regression_cpu_transposed(const RegressionParameters&, bool squared);
 
 }  // namespace rescaled
