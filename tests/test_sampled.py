@@ -2,6 +2,7 @@
 """Hessians of sampled rows: their spectral error, positive semidefinite and reproducible; solves by them, and by products."""
 
 import functools
+import itertools
 import math
 import re
 
@@ -98,7 +99,7 @@ def test_a_sample_is_its_seed():
         solve(Regression(A, b, form="normalized"), method="sampled", generator=seed and torch.Generator().manual_seed(seed))
         for seed in (None, None, 1, 1, 2)
     ]
-    equal = [torch.equal(one.history[:, 1], two.history[:, 1]) for one, two in zip(solutions, solutions[1:], strict=False)]
+    equal = [torch.equal(one.history[:, 1], two.history[:, 1]) for one, two in itertools.pairwise(solutions)]
     assert equal == [True, False, True, False]
 
 
@@ -227,5 +228,5 @@ def test_auto_samples_where_a_gram_is_dear_and_rows_are_many():
     solution = solve(Regression(A, b, form="normalized"), max_iterations=0)
     assert solution.status is Status.MAX_ITERATIONS
     ratio = solution.number("gram_ratio")
-    expected = "sampled" if ratio > 5 else "lbfgs" if ratio > 1 else "newton"
+    expected = "sampled" if ratio > 6 else "lbfgs" if ratio > 1 else "newton"
     assert re.fullmatch(rf"{expected}: a Gram costs [0-9.e+]+ reads of A.*", solution.method)
