@@ -143,7 +143,7 @@ def solve(
             ``"sampled"``: the same around the Hessian of a sample of the rows, whose Gram is next to nothing. ``"cg"``: Newton
             steps by Hessian products, one read each, and conjugate gradients, with a sample's Hessian as the preconditioner or,
             beyond 2048 columns, the diagonal of Gauss-Newton's: nothing of d x d. ``"auto"``: Newton where a Gram, measured on a
-            part of A, costs no more than a read; sampled above 6 reads (3 for cosh and sinh from their own starts) with 200 rows
+            part of A, costs no more than a read; sampled above 7 reads (3 for cosh and sinh from their own starts) with 200 rows
             a column or more; else L-BFGS. The choice depends on the machine's speed, ``Solution.method`` says it and why. Of a
             MatrixRegression: ``"newton"``, the Hessian formed; ``"cg"``, its products alone; ``"lbfgs"``, limited-memory BFGS in
             the metric of the curvature, and Newton steps where rounding ends its progress; ``"auto"``: the first up to 256

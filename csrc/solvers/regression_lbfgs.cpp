@@ -25,8 +25,8 @@ constexpr double kPoor = .1;   // of what the model promised: its Hessian is of 
 constexpr double kSlow = .5;   // decrease of the promise from one step to the next,
 constexpr int kSlowSteps = 2;  // that many times: so is this
 // Reads of A a Gram costs, above which a sample's Hessian pays: L-BFGS forms one Gram, or two to three where the start
-// needs more of them, and a sample's takes three steps more (measured, d 32 to 256: even at 5, and below 3).
-constexpr double kDearGram = 6, kDearGrams = 3;
+// needs more of them, and a sample's takes three steps more (measured, d 32 to 256: even at 6, and below 3).
+constexpr double kDearGram = 7, kDearGrams = 3;
 constexpr int64_t kManyRows = 200;  // with so many rows for each column
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
