@@ -10,6 +10,7 @@ import pytest
 import torch
 from oracle_regression import FORMS, KINDS
 from test_solve import PHI, planted
+from torch.utils.flop_counter import FlopCounterMode
 
 from torch_rescaled import MatrixRegression, Regression, Status, regression_evaluate, solve
 
@@ -195,6 +196,16 @@ def test_sums_of_half_precision_rows_in_one_read():
         kernel = OPS._regression_transposed(A, weights, squared)
         exact = weights.double() @ (A.double().square() if squared else A.double())
         torch.testing.assert_close(kernel.double(), exact, rtol=1e-5, atol=1e-4)
+
+
+def test_sums_of_rows_are_counted_and_vectorized():
+    A, weights = torch.randn(3, 50, 4), torch.randn(2, 50)
+    for squared in (False, True):
+        with FlopCounterMode(display=False) as counter:
+            OPS._regression_transposed(A[0], weights, squared)
+        assert counter.get_total_flops() == 50 * 4 * (4 + squared)
+        many = torch.vmap(lambda a, squared=squared: OPS._regression_transposed(a, weights, squared))(A)
+        torch.testing.assert_close(many, weights @ (A.square() if squared else A))
 
 
 MESSAGES = [
