@@ -177,3 +177,17 @@ def test_map_solvers_are_held_to_the_best_loss_and_shown(tmp_path: Path) -> None
     assert run("report.py", "--results", output, "--page", page).returncode == 0
     text = page.read_text()
     assert all(f"| {case['case']} | {name}" in text for case in result["cases"] for name in case["contestants"])
+
+
+def test_sampled_hessians_are_measured_and_solves_agree(tmp_path: Path) -> None:
+    output = tmp_path / "sampled.json"
+    done = run("sampled.py", "--quick", "--repeats", 1, "--output", output)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(output.read_text())
+    errors = {(e["rows"], e["spread"], e["sampling"], e["per_column"]): e["error"] for e in result["spectral"]}
+    assert len(errors) == 3 * 4 * 2
+    assert errors["alike", 2.0, "uniform", 40] > 3 * errors["alike", 2.0, "leverage", 40]
+    for case in result["solves"]:
+        assert set(case["methods"]) == {"newton", "lbfgs", "sampled", "cg"} and case["auto"]
+        losses = [m["log_loss"] for m in case["methods"].values() if m["status"] in ("LOSS", "GRADIENT", "FLAT", "STEP")]
+        assert len(losses) == 4 and max(losses) - min(losses) < 1e-8

@@ -185,6 +185,24 @@ def test_gauss_newton_in_one_read_is_that_of_resident_rows(kind, form, dtype):
     torch.testing.assert_close([statistics, gradient], list(alone), rtol=100 * eps, atol=100 * eps * gradient.abs().max().item())
 
 
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=dtype_name)
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+def test_sums_of_rows(count, dtype, squared):
+    """Batches that broadcast, rows over several chunks and blocks, columns over whole vectors and a rest; and the plain formula."""
+    A = torch.randn(2, 5000, 43, dtype=torch.float64).to(dtype)
+    weights = torch.randn(1, count, 5000, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    found = OPS._regression_transposed(A, weights, squared)
+    a = A.double().square() if squared else A.double()
+    size = weights.double().abs() @ a.abs()
+    assert found.dtype == weights.dtype
+    assert ((found.double() - weights.double() @ a).abs() <= 30 * torch.finfo(weights.dtype).eps * size).all()
+    turned = OPS._regression_transposed(A.mT.contiguous().mT, weights[0].mT.contiguous().mT[None], squared)
+    torch.testing.assert_close(turned, found, rtol=1e-5, atol=1e-5 * size.max().item())
+    empty = OPS._regression_transposed(A[:, :0], weights[..., :0], squared)
+    assert torch.equal(empty, torch.zeros_like(found))
+
+
 def definition_at(point, kind, form):
     """Loss, Hessian, and Jacobian and value of the residual (with the penalty's) whose squares the loss adds up."""
     A, b, x, w, p = point

@@ -92,6 +92,7 @@ SAMPLES = {
     "_regression_gauss_newton": lambda p: ((*detached(p)[:4], "exp", "rescaled"), {}),
     "_regression_product": lambda p: ((*detached(p), p[2].detach(), "exp", "rescaled", "full"), {}),
     "_regression_matvec": lambda p: ((p[0].detach(), p[2].detach()), {}),
+    "_regression_transposed": lambda p: ((p[0].detach(), torch.randn(2, 5, dtype=torch.float64), True), {}),
     "_regression_statistics": lambda p: ((p[1].detach(), None, None, *detached(p)[1:2], None, None, "exp", "plain"), {}),
     "_regression_rows": lambda p: ((p[1].detach(), statistics(p), p[1].detach(), None, None, "exp", "plain"), {}),
     "_regression_model": lambda p: ((torch.randn(7, 5, dtype=torch.float64), p[1].detach()), {}),
@@ -101,7 +102,12 @@ SAMPLES = {
     "_regression_part_gram": lambda p: ((p[0].detach(), torch.randn(7, 5, dtype=torch.float64), "full"), {}),
     "_regression_check": lambda p: ((*detached(p)[:2], None, None, "exp", "plain"), {}),
 }
-ON_THE_HOST = {"newton_step", "solve_regression", "_solve_regression"}  # look at numbers: no fake tensors
+ON_THE_HOST = {
+    "newton_step",
+    "solve_regression",
+    "_solve_regression",
+    "_regression_sampled_hessian",
+}  # look at numbers: no fake tensors
 
 
 def one():

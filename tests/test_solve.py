@@ -14,7 +14,7 @@ from torch.autograd import gradcheck
 
 from torch_rescaled import Regression, SolveError, Status, newton_step, regression_evaluate, regression_loss, solve
 
-METHODS = ("newton", "lbfgs")
+METHODS = ("newton", "lbfgs")  # test_sampled.py: the others
 PHI = {"exp": torch.exp, "cosh": torch.cosh, "sinh": torch.sinh}
 
 
@@ -153,7 +153,7 @@ def test_methods_agree(form, kind):
 def test_auto_says_what_it_chose_and_why():
     A, b, _ = planted("exp", n=8192, d=64)
     solution = solve(Regression(A, b, form="normalized"), method="auto").raise_for_status()
-    assert re.fullmatch(r"(newton|lbfgs): a Gram costs [0-9.e+]+ reads of A", solution.method)
+    assert re.fullmatch(r"(newton|lbfgs|sampled): a Gram costs [0-9.e+]+ reads of A", solution.method)
     assert (solution.number("gram_ratio") > 1) == (solution.method.startswith("lbfgs"))
     going_on = solve(solution.problem, method="auto", state=solve(solution.problem, method="auto", max_iterations=1).state)
     torch.testing.assert_close(going_on.number("log_loss"), solution.number("log_loss"), rtol=1e-9, atol=1e-9)
@@ -258,7 +258,7 @@ SPOILS = ["", "nan in A", "inf in A", "nan in b", "zero column", "duplicate rows
 @hypothesis.given(
     n=st.integers(0, 12), d=st.integers(0, 6), kind=st.sampled_from(KINDS), form=st.sampled_from(FORMS),
     spoil=st.sampled_from(SPOILS),
-    dtype=st.sampled_from([torch.float32, torch.float64]), method=st.sampled_from([*METHODS, "auto"]),
+    dtype=st.sampled_from([torch.float32, torch.float64]), method=st.sampled_from([*METHODS, "sampled", "cg", "auto"]),
 )  # fmt: skip
 def test_any_data_gives_a_status(n, d, kind, form, spoil, dtype, method):
     g = torch.Generator().manual_seed(n * 7 + d)
@@ -314,13 +314,13 @@ MESSAGES = [
     (
         lambda A, b: solve(Regression(A, b), method="bfgs"),
         ValueError,
-        "solve_regression: expected method 'newton', 'lbfgs' or 'auto', got 'bfgs'",
+        "solve_regression: expected method 'newton', 'lbfgs', 'sampled', 'cg' or 'auto', got 'bfgs'",
     ),
     (lambda A, b: solve(Regression(A, b), gtol=-1.0), ValueError, "solve_regression: expected a finite gtol >= 0, got -1"),
     (
         lambda A, b: solve(Regression(A, b), method="newton", state=b),
         ValueError,
-        "solve_regression: expected state of shape [*, 444]",
+        "solve_regression: expected state of shape [*, 450]",
     ),
 ]
 

@@ -25,7 +25,7 @@ def _rule(op: torch._ops.OpOverload) -> Callable[..., Any]:
 
     def batched(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         moved = []
-        for name, argument, dim in zip(names, args, in_dims, strict=True):
+        for name, argument, dim in zip(names[: len(args)], args, in_dims, strict=True):
             if not isinstance(argument, torch.Tensor):
                 moved.append(argument)
             elif dim is not None:

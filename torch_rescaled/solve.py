@@ -92,25 +92,29 @@ class Solution(Report):
 
     #: ``reads`` of A; ``grams``: products of d x d; ``certificate``: rescaled, below 1/4 there is a minimum near the normalized
     #: solution; ``deficient``: 1 where x is one of many minimizers; ``effective_rows``: how many rows the fit rests on; ``method``:
-    #: 0 Newton, 1 L-BFGS; ``gram_ratio``: what a Gram costs in reads of A, NaN where ``"auto"`` did not measure it.
+    #: 0 Newton, 1 L-BFGS, 2 sampled, 3 cg; ``gram_ratio``: what a Gram costs in reads of A, NaN where ``"auto"`` did not measure
+    #: it; ``samples``: Hessians of sampled rows.
     names: ClassVar[tuple[str, ...]] = (
         "status", "log_loss", "gradient", "iterations", "reads", "grams", "certificate", "deficient", "effective_rows",
         "seconds_reads", "seconds_grams", "seconds", "method", "gram_ratio", "samples",
     )  # fmt: skip
     #: ``gradient``: largest entry over the root of the sum of squares of its terms (eps at best); ``step``: largest change of a
-    #: logit (NaN for L-BFGS, which does not read A for it); ``model``: 0 Gauss-Newton, 1 the full Hessian, 2 L-BFGS; ``form``:
-    #: 0 rescaled, 1 normalized, 2 plain.
+    #: logit (NaN for L-BFGS, which does not read A for it); ``model``: 0 Gauss-Newton, 1 the full Hessian, 2 L-BFGS, 3
+    #: Gauss-Newton of sampled rows; ``form``: 0 rescaled, 1 normalized, 2 plain.
     columns: ClassVar[tuple[str, ...]] = (
         "iteration", "log_loss", "gradient", "step", "factor", "damping", "model", "form", "reads",
     )  # fmt: skip
 
     @property
     def method(self) -> str:
-        """The method used and why, of a single problem or a batch's first: ``"lbfgs: a Gram costs 2.4 reads of A"``."""
+        """The method used and why, of a single problem or a batch's first: ``"lbfgs: a Gram costs 2.4 reads of A"``;
+        ``"sampled: a Gram costs 9 reads of A, which has 1562 rows a column"``."""
         if self.summary.numel() == 0:
             return _METHODS[0]
         method, ratio = (self.number(name).flatten()[0].item() for name in ("method", "gram_ratio"))
-        return _METHODS[int(method)] + ("" if math.isnan(ratio) else f": a Gram costs {ratio:.2g} reads of A")
+        n, d = self.problem.A.shape[-2:]
+        rows = f", which has {n // max(d, 1)} rows a column" if int(method) == _METHODS.index("sampled") else ""
+        return _METHODS[int(method)] + ("" if math.isnan(ratio) else f": a Gram costs {ratio:.2g} reads of A{rows}")
 
 
 def solve(
@@ -144,14 +148,17 @@ def solve(
             either sign). Zero is stationary for cosh and sinh: not a start.
         method: ``"newton"``: a Hessian at every iteration, two reads of A and a Gram (product of d x d). ``"lbfgs"``: one Hessian,
             near the solution, and limited-memory BFGS around it, one read an iteration; Newton steps where that does not pay.
-            ``"auto"``: L-BFGS where a Gram, measured on a part of A, costs more than a read; the choice depends on the machine's
-            speed, ``Solution.method`` says it and why. Of a MatrixRegression: ``"newton"``, the Hessian formed; ``"cg"``, its
-            products alone; ``"lbfgs"``, limited-memory BFGS in the metric of the curvature, and Newton steps where rounding ends
-            its progress; ``"auto"``: the first up to 256 unknowns without a rank, else the second for the plain form and the
-            third for the others. Of an AttentionRegression: ``"projection"``, X with the best Y for it, or ``"joint"``, X and Y,
-            by products; ``"lbfgs"`` and ``"lbfgs_joint"``, the same by L-BFGS; ``"auto"``: ``"projection"`` where the keys are at
-            least four times as many as the columns of A2 and of B, and Jacobians of all rows are kept (``docs/solver.md``), else
-            ``"lbfgs"``.
+            ``"sampled"``: the same around the Hessian of a sample of the rows, whose Gram is next to nothing. ``"cg"``: Newton
+            steps by Hessian products, one read each, and conjugate gradients, with a sample's Hessian as the preconditioner or,
+            beyond 2048 columns, the diagonal of Gauss-Newton's: nothing of d x d. ``"auto"``: Newton where a Gram, measured on a
+            part of A, costs no more than a read; sampled above 7 reads (3 for cosh and sinh from their own starts) with 200 rows
+            a column or more; else L-BFGS. The choice depends on the machine's speed, ``Solution.method`` says it and why. Of a
+            MatrixRegression: ``"newton"``, the Hessian formed; ``"cg"``, its products alone; ``"lbfgs"``, limited-memory BFGS in
+            the metric of the curvature, and Newton steps where rounding ends its progress; ``"auto"``: the first up to 256
+            unknowns without a rank, else the second for the plain form and the third for the others. Of an AttentionRegression:
+            ``"projection"``, X with the best Y for it, or ``"joint"``, X and Y, by products; ``"lbfgs"`` and ``"lbfgs_joint"``,
+            the same by L-BFGS; ``"auto"``: ``"projection"`` where the keys are at least four times as many as the columns of A2
+            and of B, and Jacobians of all rows are kept (``docs/solver.md``), else ``"lbfgs"``.
         gtol: stop when every entry of the gradient is at most this fraction of the root of the sum of squares of its terms (a term
             counts with the absolute values it is the difference of); rounding (3 eps) stops in any case. Of a map: the gradient's
             size in the metric of the curvature, over the root of twice the loss.
@@ -164,6 +171,13 @@ def solve(
         group: a ``torch.distributed`` process group whose processes hold different rows (any number of them, also none): of a
             :class:`Regression` A, b and the weights, of a map A1 and B, with the same A2 and A3. All call ``solve`` with the same
             options, sums over rows become sums over the group, and all find the same solution, which has no derivative.
+        sampling: by what chance rows are drawn: ``"weight"``, their weights in the Gram; ``"row_norm"``, times the squares of
+            their lengths; ``"leverage"``, of their lengths in the Hessian's metric, nearly; ``"uniform"``. ``"auto"``: by weight,
+            and by leverage once that has gained too little. A Regression's ``"sampled"`` and ``"cg"`` only.
+        sample_rows: how many are drawn, with replacement; by default 40 for each column, up to 160 where that is no more than a
+            sixteenth of the rows. With fewer rows than twice that the Hessian is exact.
+        generator: where the sample's seed comes from, one number of it for a call without ``state`` (which has its seed); by
+            default the seed is 0: the same solve draws the same rows.
         state: ``Solution.state`` of an earlier call with the same problem: goes on where that stopped.
         callback: called with the solution so far after every iteration; a true result stops.
         verbose: 1 prints a line per iteration.

@@ -133,7 +133,7 @@ TORCH_LIBRARY(torch_rescaled, m) {
   m.def("newton_step(Tensor A, Tensor b, Tensor x, " REGRESSION_OPTIONS
         ", str curvature=\"gauss_newton\", float damping=0.0) -> Tensor",
         tags);
-  // x [*L, d], summary [*L, 12] float64, history [*L, iterations, 9] float64, state [*L, 16 + 2 d + n] float64
+  // x [*L, d], summary [*L, 15] float64, history [*L, iterations, 9] float64, state float64 [*L, a size by the method]
   m.def("solve_regression(Tensor A, Tensor b, Tensor? x0=None, " REGRESSION_OPTIONS ", " SOLVER_OPTIONS
         ") -> (Tensor x, Tensor summary, Tensor history, Tensor state)",
         {at::Tag::pt2_compliant_tag, at::Tag::dynamic_output_shape});

@@ -69,7 +69,7 @@ Tensor Factored::solve(const Tensor& right) const {
   return scale_ * at::cholesky_solve((scale_ * right).unsqueeze(-1), factor_).squeeze(-1);
 }
 Tensor Factored::half_inverse(const Tensor& right) const {
-  return scale_.unsqueeze(-1) * at::linalg_solve_triangular(factor_.mT(), right, /*upper=*/true);
+  return (scale_.unsqueeze(-1) * at::linalg_solve_triangular(factor_.mT(), right, /*upper=*/true)).contiguous();
 }
 
 Tensor symmetric_solve(const Tensor& hessian, const Tensor& right, double cutoff) {

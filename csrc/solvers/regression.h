@@ -64,8 +64,8 @@ Start starting_point(const RegressionData&, const RegressionSettings&, RowSample
 Start start_without_square(const RegressionData&, const RegressionSettings&);
 
 // The method for "auto": by what a Gram of A costs, measured on a part of its rows, and by how many rows there are to
-// sample from. `gram_ratio`: in reads.
-SolveMethod choose_method(const RegressionData&, double& gram_ratio);
+// sample from. `many_grams`: whether L-BFGS forms more than one. `gram_ratio`: in reads.
+SolveMethod choose_method(const RegressionData&, bool many_grams, double& gram_ratio);
 
 // Gauss-Newton's Hessian of a sample of the rows at point.x, float64 on the CPU, in the units of the point; NaN where
 // there is no sample.

@@ -22,10 +22,12 @@ namespace {
 
 using namespace rescaled::ops;
 
-constexpr double kPoor = .1;        // of what the model promised: its Hessian is of another place
-constexpr double kSlow = .5;        // decrease of the promise from one step to the next,
-constexpr int kSlowSteps = 2;       // that many times: so is this
-constexpr double kDearGram = 5;     // reads of A a Gram costs, above which a sample's Hessian pays,
+constexpr double kPoor = .1;   // of what the model promised: its Hessian is of another place
+constexpr double kSlow = .5;   // decrease of the promise from one step to the next,
+constexpr int kSlowSteps = 2;  // that many times: so is this
+// Reads of A a Gram costs, above which a sample's Hessian pays: L-BFGS forms one Gram, or two to three where the start
+// needs more of them, and a sample's takes three steps more (measured, d 32 to 256: even at 6, and below 3).
+constexpr double kDearGram = 7, kDearGrams = 3;
 constexpr int64_t kManyRows = 200;  // with so many rows for each column
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
@@ -40,7 +42,7 @@ double seconds_of(const std::function<void()>& f) {
 
 }  // namespace
 
-SolveMethod choose_method(const RegressionData& data, double& gram_ratio) {
+SolveMethod choose_method(const RegressionData& data, bool many_grams, double& gram_ratio) {
   constexpr int64_t kSmall = 1 << 18, kParts = 64, kLeast = 1 << 16;  // least: enough to time
   const Tensor& b = data.problem().b;
   const Design A = data.problem().design();
@@ -58,7 +60,7 @@ SolveMethod choose_method(const RegressionData& data, double& gram_ratio) {
     both = std::min(both, seconds_of([&] { regression_curvature(part, resident, numbers, "gauss_newton"); }));
   }
   gram_ratio = std::max(both / read - 1, 0.);
-  if (gram_ratio > kDearGram && n >= kManyRows * d) return SolveMethod::sampled;
+  if (gram_ratio > (many_grams ? kDearGrams : kDearGram) && n >= kManyRows * d) return SolveMethod::sampled;
   return gram_ratio > 1 ? SolveMethod::lbfgs : SolveMethod::newton;
 }
 

@@ -145,6 +145,10 @@ Four solve(SOLVE_POINT, RESCALED_REGRESSION_SETTINGS, SOLVE_OPTIONS) {
   const int64_t count = all.A.size(0), n = b.size(-1), d = design.columns().expect_int();
   const Options options{
       std::string(method), max_iterations, gtol, ftol, xtol, damping, {std::string(sampling), sample_rows, seed}};
+  RESCALED_CHECK(VALUE, !group || (method != "sampled" && method != "cg"), "solve_regression",
+                 "method 'newton', 'lbfgs' or 'auto' with a group, got '", method, "'");
+  RESCALED_CHECK(VALUE, !group || !is_wide(design) || method != "auto", "solve_regression", "at most ", kMostSquare,
+                 " columns of a sparse A with a group and method 'auto', got ", design.columns());
   const Group processes(std::string(group.value_or("")));
   check_alike(processes, given, defined_or(state), options, settings, count, chunk);
   std::vector<Solution> found(static_cast<size_t>(count));

@@ -23,7 +23,7 @@ constexpr double kFar = .1, kNear = 1e-3;  // of the right-hand side's norm, whe
 }  // namespace
 
 bool RegressionSolver::pays_to_sample(const RegressionData& data, const Options& options) {
-  return options.sampling.rows_of(data.rows(), data.columns()) <= data.rows() / 2;
+  return data.columns() > 0 && options.sampling.rows_of(data.rows(), data.columns()) <= data.rows() / 2;
 }
 
 bool RegressionSolver::is(SolveMethod method) const { return state_[State::method] == static_cast<double>(method); }
@@ -63,7 +63,7 @@ bool RegressionSolver::curve_in_part() {
 
 RowSampler RegressionSolver::sampler() {
   if (options_.sampling.by == "auto") sampling_.by = state_[State::resampled] > 0 ? "leverage" : "weight";
-  return {data_, sampling_, state_.sizes, state_[State::draws], state_[State::reads]};
+  return {data_, sampling_, state_.sizes, static_cast<int64_t>(state_[State::points]), state_[State::reads]};
 }
 
 void RegressionSolver::sample_failed(bool hopeless) {

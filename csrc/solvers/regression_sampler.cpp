@@ -59,7 +59,7 @@ Jacobian jacobian(const RegressionData& data, const Tensor& rows, const Tensor& 
   return out;
 }
 
-uint64_t RowSampler::next_seed() { return seed_of(sampling_.seed, static_cast<int64_t>(draws_++)); }
+uint64_t RowSampler::seed(int64_t use) const { return seed_of(sampling_.seed, 16 * point_ + use); }
 
 // |J_i|^2 up to a factor of at most 2: of p_i (a_i - c) and of what v_i h and p_i c differ by.
 Tensor RowSampler::chances(const Jacobian& j) const {
@@ -79,8 +79,8 @@ Tensor RowSampler::chances(const Jacobian& j) const {
   return out + squares * (sizes_.known ? size(j.side) : unit * unit);
 }
 
-SampledHessian RowSampler::sampled(const Jacobian& j, const Tensor& inner, const Tensor& chances) {
-  const Sample sample = draw_rows(chances, count(), next_seed());
+SampledHessian RowSampler::sampled(const Jacobian& j, const Tensor& inner, const Tensor& chances, uint64_t seed) {
+  const Sample sample = draw_rows(chances, count(), seed);
   if (!sample) return {};
   RegressionPoint drawn = data_.gathered(sample.index);
   drawn.b = sample.weight;
@@ -119,11 +119,11 @@ void RowSampler::size_rows(const Jacobian& j) {
     return;
   }
   for (int i = 0; i < kRounds; ++i) {
-    const SampledHessian by = sampled(j, {}, chances(j).clamp_max(i == 0 ? kInfinite : 1));
+    const SampledHessian by = sampled(j, {}, chances(j).clamp_max(i == 0 ? kInfinite : 1), seed(1 + 2 * i));
     if (!by.hessian.defined()) return;
     const Factored factor(by.hessian, kRidge);
     if (!factor) return;
-    sizes_.metric = factor.half_inverse(normal_deviates(data_.columns(), RowSizes::kSketch, next_seed())) /
+    sizes_.metric = factor.half_inverse(normal_deviates(data_.columns(), RowSizes::kSketch, seed(2 + 2 * i))) /
                     std::sqrt(static_cast<double>(RowSizes::kSketch));
     sizes_.sizes = data_.row_sizes(center, sizes_.metric), sizes_.known = true, reads_ += 1;
     if (chances(j).clamp_max(1).sum().item<double>() < 1.5 * static_cast<double>(data_.columns())) return;
@@ -134,12 +134,12 @@ SampledHessian RowSampler::hessian(const Jacobian& j, const Tensor& inner) {
   if (!sizes_.known && sampling_.measures()) size_rows(j);
   Tensor chance = chances(j);
   if (sizes_.known && sampling_.by == "leverage") chance = capped(chance, data_.columns());
-  return sampled(j, inner, chance);
+  return sampled(j, inner, chance, seed(0));
 }
 
 RegressionPoint RowSampler::subset(bool normalized) {
   const RegressionPoint& x = data_.problem();
-  const Sample drawn = draw_rows(at::ones({data_.rows()}, x.b.options().dtype(at::kDouble)), count(), next_seed());
+  const Sample drawn = draw_rows(at::ones({data_.rows()}, x.b.options().dtype(at::kDouble)), count(), seed(0));
   const double more = static_cast<double>(data_.rows()) / static_cast<double>(drawn.index.size(0));
   const auto of = [&](const Tensor& t) { return t.defined() ? t.index_select(0, drawn.index) : t; };
   RegressionPoint out = data_.gathered(drawn.index);
@@ -155,8 +155,8 @@ Tensor sampled_hessian_at(const RegressionPoint& point, const RegressionSettings
   const Point numbers = data.point(logits, settings);
   const Jacobian j = jacobian(data, data.vectors(logits, numbers, settings), logits, numbers, settings);
   RowSizes sizes;
-  double draws = 0, reads = 0;
-  const SampledHessian found = RowSampler(data, sampling, sizes, draws, reads).hessian(j);
+  double reads = 0;
+  const SampledHessian found = RowSampler(data, sampling, sizes, 0, reads).hessian(j);
   const int64_t d = data.columns();
   return found.hessian.defined() ? found.hessian : at::full({d, d}, std::nan(""), at::kDouble);
 }

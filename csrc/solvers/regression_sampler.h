@@ -36,9 +36,10 @@ struct RowSizes {
 
 class RowSampler {
  public:
-  // `draws`: how many there were; counted on. `reads`: of A, likewise.
-  RowSampler(const RegressionData& data, const Sampling& sampling, RowSizes& sizes, double& draws, double& reads)
-      : data_(data), sampling_(sampling), sizes_(sizes), draws_(draws), reads_(reads) {}
+  // `point`: how many there were before this one. At one point the same rows are drawn again. `reads`: of A, counted
+  // on.
+  RowSampler(const RegressionData& data, const Sampling& sampling, RowSizes& sizes, int64_t point, double& reads)
+      : data_(data), sampling_(sampling), sizes_(sizes), point_(point), reads_(reads) {}
 
   // Rows' sizes are found first, by a read, where the sampling takes them and they are not known. `inner` [n]: p_i w_i
   // r_i, where the gradient is asked for.
@@ -49,14 +50,15 @@ class RowSampler {
  private:
   Tensor chances(const Jacobian&) const;
   void size_rows(const Jacobian&);
-  SampledHessian sampled(const Jacobian&, const Tensor& inner, const Tensor& chances);
-  uint64_t next_seed();
+  SampledHessian sampled(const Jacobian&, const Tensor& inner, const Tensor& chances, uint64_t seed);
+  uint64_t seed(int64_t use) const;
   int64_t count() const { return sampling_.rows_of(data_.rows(), data_.columns()); }
 
   const RegressionData& data_;
   const Sampling& sampling_;
   RowSizes& sizes_;
-  double &draws_, &reads_;
+  const int64_t point_;
+  double& reads_;
 };
 
 }  // namespace torch_rescaled::solvers

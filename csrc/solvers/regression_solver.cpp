@@ -34,51 +34,6 @@ RegressionSolver::RegressionSolver(const RegressionData& data, const RegressionS
   set_form();
 }
 
-void RegressionSolver::begin(const RegressionData& data, const RegressionSettings& settings, const Options& options,
-                             State& state) {
-  state[State::phase] = settings.form == "rescaled" ? State::kNormalizedFirst : State::kFinal;
-  state[State::damping] = options.damping;
-  state[State::certificate] = state[State::gram_ratio] = std::numeric_limits<double>::quiet_NaN();
-  state[State::exact] = 1;
-  const RegressionPoint& problem = data.problem();
-  state[State::seed] = static_cast<double>(options.sampling.seed);
-  const int64_t d = data.columns(), n = data.rows();
-  state.logits = at::zeros_like(problem.b);
-  state.sizes = {false, at::zeros({n}, problem.b.options().dtype(at::kDouble)),
-                 at::zeros({d, RowSizes::kSketch}, at::kDouble)};
-  RegressionSolver solver(data, settings, options, state);
-  SolveMethod method = options.method == "lbfgs"     ? SolveMethod::lbfgs
-                       : options.method == "sampled" ? SolveMethod::sampled
-                       : options.method == "cg"      ? SolveMethod::cg
-                                                     : SolveMethod::newton;
-  if (options.method == "auto")
-    method = data.agreed(choose_method(data, state[State::gram_ratio]), state[State::gram_ratio]);
-  state[State::method] = static_cast<double>(method);
-  const bool samples = (method == SolveMethod::sampled || method == SolveMethod::cg) && !solver.by_diagonal() &&
-                       pays_to_sample(data, options);
-  state[State::sampling] = samples;
-  Start start;
-  RowSampler sampler = solver.sampler();
-  if (problem.x.defined())
-    start.x = problem.x.clone();
-  else
-    start = starting_point(data, solver.form_, samples ? &sampler : nullptr, solver.by_diagonal());
-  state[State::sized] = state.sizes.known;
-  state[State::samples] += samples && start.model.hessian.defined();
-  state.x = start.x, state.anchor = at::zeros_like(state.x);
-  state[State::reads] += static_cast<double>(start.reads), state[State::grams] = static_cast<double>(start.grams);
-  if (solver.with_memory() && start.model.hessian.defined()) {
-    state.memory.begin(start.model.hessian, start.model.noise, 0);
-    state[State::exact] = 0;
-    solver.evaluate_at_x();
-  } else {
-    if (State::Parts(options.method, is_wide(problem.design())).memory)
-      state.memory.begin(at::zeros({d, d}, at::kDouble), wide(state.anchor), 0);
-    state.gradient = wide(state.anchor);
-    solver.settle();
-  }
-}
-
 void RegressionSolver::run(int64_t chunk, std::vector<Tensor>& history) {
   if (running() && !std::isfinite(point_[Numbers::loss])) finish(Status::non_finite);
   for (; chunk > 0 && running(); --chunk) {
@@ -95,6 +50,7 @@ void RegressionSolver::set_form() {
 
 void RegressionSolver::evaluate() {
   point_ = data_.point(state_.logits, form_);
+  state_[State::points] += 1;
   rows_ = Tensor();
   fresh_ = false;
 }
@@ -108,7 +64,7 @@ void RegressionSolver::settle() {
 
 void RegressionSolver::evaluate_at_x() {
   const Clock clock(state_[State::seconds_reads]);
-  state_[State::reads] += 1, state_[State::resident] = 0;
+  state_[State::reads] += 1, state_[State::points] += 1, state_[State::resident] = 0;
   const RegressionData::Evaluation found = data_.evaluate(state_.x, form_);
   point_ = found.point, state_.gradient = found.gradient, state_.x = found.x;
   rows_ = Tensor();
@@ -227,45 +183,6 @@ void RegressionSolver::record(std::vector<Tensor>& history, double step, double 
                                       form,
                                       state_[State::reads]};
   history.push_back(at::tensor(at::ArrayRef<double>(row, History::count)));
-}
-
-int64_t state_size(const rescaled::ops::Design& A, const std::string& method) {
-  return State::size(A.columns().expect_int(), A.rows().expect_int(), State::Parts(method, is_wide(A)));
-}
-
-Solution solve_problem(const RegressionPoint& point, const RegressionSettings& settings, const Options& options,
-                       const Tensor& packed, int64_t chunk, const Group& group) {
-  const int64_t n = point.b.size(-1), d = point.design().columns().expect_int();
-  const State::Parts parts(options.method, is_wide(point.design()));
-  const RegressionData data(point, group);
-  State state;
-  double seconds = 0;
-  std::vector<Tensor> history;
-  {
-    const Clock clock(seconds);
-    if (packed.defined())
-      state = State::unpack(packed, point.b.options(), d, n, parts);
-    else
-      RegressionSolver::begin(data, settings, options, state);
-    // A caller who goes on has asked for more.
-    if (state[State::status] == static_cast<double>(Status::max_iterations))
-      state[State::status] = static_cast<double>(Status::running);
-    RegressionSolver(data, settings, options, state).run(chunk, history);
-  }
-  state[State::seconds] += seconds;
-  // In the order of SolveNumber.
-  const double summary[kNumbers] = {
-      state[State::status],        log_loss(state.point),       state[State::relative_gradient],
-      state[State::iterations],    state[State::reads],         state[State::grams],
-      state[State::certificate],   state[State::deficient],     1 / state.point[Numbers::concentration],
-      state[State::seconds_reads], state[State::seconds_grams], state[State::seconds],
-      state[State::method],        state[State::gram_ratio],    state[State::samples]};
-  Solution out;
-  out.x = state.x;
-  out.summary = at::tensor(at::ArrayRef<double>(summary, kNumbers));
-  out.history = history.empty() ? at::zeros({0, History::count}, at::kDouble) : at::stack(history);
-  out.state = state.pack(parts);
-  return out;
 }
 
 }  // namespace torch_rescaled::solvers

@@ -77,7 +77,7 @@ struct State {
     deficient,
     sampling,   // 1: Hessians are those of samples
     samples,    // drawn and used
-    draws,      // random ones, of the seed
+    points,     // evaluated: with the seed, what rows are drawn
     resampled,  // times that a sample's Hessian gained too little
     sized,      // `sizes` are known
     seed,
@@ -120,15 +120,15 @@ struct State {
   static State unpack(const Tensor& packed, const at::TensorOptions& options, int64_t d, int64_t n, Parts with) {
     State s;
     int64_t next = 0;
+    // Copies: where memory begins within a cache line shows in the last digits of a product.
     const auto part = [&](int64_t size) {
       next += size;
-      return packed.slice(0, next - size, next);
+      return packed.slice(0, next - size, next).clone();
     };
     s.number = numbers<count>(part(count)), s.point = numbers<Numbers::count>(part(Numbers::count));
     s.x = part(d).to(options), s.anchor = part(d).to(options), s.logits = part(n).to(options);
     if (with.memory) s.gradient = wide(part(d)), s.memory = Memory::unpack(wide(part(Memory::size(d))), d);
-    if (with.sizes)
-      s.sizes = {s[sized] != 0, part(n).clone(), wide(part(d * RowSizes::kSketch)).view({d, RowSizes::kSketch})};
+    if (with.sizes) s.sizes = {s[sized] != 0, part(n), wide(part(d * RowSizes::kSketch)).view({d, RowSizes::kSketch})};
     return s;
   }
 };

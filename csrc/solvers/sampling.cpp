@@ -32,7 +32,7 @@ Sample draw_rows(const Tensor& chances, int64_t count, uint64_t seed) {
   const auto [index, inverse, times] =
       at::unique_consecutive(at::searchsorted(ends, within, /*out_int32=*/false, /*right=*/true),
                              /*return_inverse=*/false, /*return_counts=*/true);
-  return {index, times * (total / static_cast<double>(count)) / chances.index_select(0, index)};
+  return {index, times.to(at::kDouble) * (total / static_cast<double>(count)) / chances.index_select(0, index)};
 }
 
 Tensor normal_deviates(int64_t rows, int64_t columns, uint64_t seed) {

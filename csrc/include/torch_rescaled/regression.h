@@ -36,7 +36,7 @@ struct SolveOptions {
   std::optional<std::string> group = std::nullopt;    ///< a process group that shares out the rows
   std::optional<at::Tensor> state = std::nullopt;     ///< of an earlier call with the same problem and method
   std::string sampling = "auto";                      ///< of rows: "leverage", "row_norm", "uniform", or "auto"
-  std::optional<int64_t> sample_rows = std::nullopt;  ///< 40 d by default
+  std::optional<int64_t> sample_rows = std::nullopt;  ///< 40 d to 160 d by default
   int64_t seed = 0;                                   ///< of the samples: [0, 2^53)
 };
 
