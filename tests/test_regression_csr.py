@@ -14,6 +14,7 @@ import torch_rescaled
 from torch_rescaled import Regression, regression_evaluate, regression_hvp, regression_loss, solve
 
 OPS = torch.ops.torch_rescaled
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
 
 
 def sparse_problem(n, d, density, *, index=torch.int64, dtype=torch.float64, weights=True, seed=0):
@@ -31,6 +32,10 @@ def sparse_problem(n, d, density, *, index=torch.int64, dtype=torch.float64, wei
     crow = torch.cat([torch.zeros(1, dtype=torch.long), torch.bincount(row, minlength=n).cumsum(0)])
     components = crow.to(index), col[order].to(index), value[order].to(dtype)
     return A, components, [t if t is None else t.to(torch.promote_types(dtype, torch.float32)) for t in (b, x, w, p)]
+
+
+def csr_tensor(crow, col, values, shape):
+    return torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=False)
 
 
 def weights_of(w, p):
@@ -83,7 +88,7 @@ def test_as_accurate_as_the_matrix_written_out(dtype, size):
     n, d, density = size
     for kind in KINDS:
         A, components, (b, x, w, p) = sparse_problem(n, d, density, dtype=dtype)
-        A = torch.sparse_csr_tensor(*(t.double() if t.is_floating_point() else t for t in components), (n, d)).to_dense()
+        A = csr_tensor(*(t.double() if t.is_floating_point() else t for t in components), (n, d)).to_dense()
         settings = {"kind": kind, "form": "normalized"}
         exact = regression_evaluate(A, *(t.double() for t in (b, x, w, p)), **settings)
         dense = regression_evaluate(A.float(), b, x, w, p, **settings)
@@ -143,7 +148,7 @@ def test_leading_dimensions_broadcast():
 def test_transposed(count, squared):
     A, (crow, col, values), _ = sparse_problem(700, 30, 0.1)
     if squared:  # of values: what stands there in two parts is squared in each
-        A = torch.sparse_csr_tensor(crow, col, values.square(), A.shape).to_dense()
+        A = csr_tensor(crow, col, values.square(), A.shape).to_dense()
     weights = torch.randn(count, 700, dtype=torch.float64)
     found = OPS._regression_transposed(values, weights, squared, crow, col, 30)
     torch.testing.assert_close(found, weights @ A, rtol=1e-12, atol=1e-12)
@@ -210,7 +215,7 @@ def test_wrong_indices_are_refused(bad, index):
         lambda: OPS._regression_matvec(values, x, crow, col),
         lambda: OPS._regression_transposed(values, rows, False, crow, col, 6),
         lambda: OPS._regression_curvature(values, rows, numbers, "full", crow, col, 6),
-        lambda: Regression(torch.sparse_csr_tensor(crow, col, values, (40, 6), check_invariants=False), b),
+        lambda: Regression(csr_tensor(crow, col, values, (40, 6)), b),
     ):
         with pytest.raises(ValueError, match=f"torch_rescaled::.*{BAD[bad][1]}"):
             call()
@@ -249,7 +254,7 @@ def test_solves_as_the_matrix_written_out(method, kind, form):
     u = getattr(torch, kind)(A @ x)
     noise = 1 + 0.01 * torch.randn(1500, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     b = (u if form == "plain" else u / u.sum()) * noise
-    csr = torch.sparse_csr_tensor(*components, A.shape)
+    csr = csr_tensor(*components, A.shape)
     options = {"x0": 0.9 * x, "method": method}
     ours, dense = (solve(Regression(a, b, kind=kind, form=form), **options) for a in (csr, A))
     assert ours.status.converged
@@ -262,9 +267,7 @@ def test_solves_with_many_columns_without_a_matrix_of_their_square(kind):
     A, components, (_, x, *_) = sparse_problem(n, d, 0.004, weights=False)
     x = 0.3 * x
     b = getattr(torch, kind)(A @ x)
-    problem = Regression(
-        torch.sparse_csr_tensor(*components, (n, d)), b, kind=kind, form="plain", penalty_weight=torch.full_like(b, 1e-3)
-    )
+    problem = Regression(csr_tensor(*components, (n, d)), b, kind=kind, form="plain", penalty_weight=torch.full_like(b, 1e-3))
     solution = solve(problem, x0=0.8 * x)
     assert solution.method == "cg" and solution.state.numel() < n * 20
     gradient = regression_evaluate(problem.A, b, solution.x, penalty_weight=problem.penalty_weight, kind=kind, form="plain")[1]
@@ -272,7 +275,7 @@ def test_solves_with_many_columns_without_a_matrix_of_their_square(kind):
     stopped = solve(problem, x0=0.8 * x, max_iterations=2)
     assert torch.equal(solve(problem, state=stopped.state).x, solution.x)
     with pytest.raises(ValueError, match="at most 16384 columns"):
-        wide = torch.sparse_csr_tensor(components[0], components[1], components[2], (n, 20000))
+        wide = csr_tensor(components[0], components[1], components[2], (n, 20000))
         solve(Regression(wide, b), method="newton")
 
 
@@ -291,7 +294,7 @@ def test_inputs_of_torch_and_scipy():
     A, components, (b, x, w, p) = sparse_problem(50, 6, 0.4)
     matrix = scipy.sparse.csr_array(tuple(t.numpy() for t in (components[2], components[1], components[0])), shape=(50, 6))
     v = torch.randn_like(x)
-    for given in (torch.sparse_csr_tensor(*components, (50, 6)), matrix, matrix.tocoo(), matrix.tocsc()):
+    for given in (csr_tensor(*components, (50, 6)), matrix, matrix.tocoo(), matrix.tocsc()):
         torch.testing.assert_close(regression_loss(given, b, x, w, p), regression_loss(A, b, x, w, p))
         torch.testing.assert_close(regression_evaluate(given, b, x)[1], regression_evaluate(A, b, x)[1])
         torch.testing.assert_close(regression_hvp(given, b, x, v), regression_hvp(A, b, x, v))

@@ -218,7 +218,7 @@ MESSAGES = [
     (lambda A, b: OPS._regression_transposed(A, b), "_regression_transposed: expected weights [*, K, n] with A's 0 leading"),
     (
         lambda A, b: OPS._regression_sampled_hessian(A[None], b[None], A[None, 0], None, None, "exp", "plain", "auto", 0, 0),
-        "_regression_sampled_hessian: expected a single problem, A [n, d], got [1, 400, 5]",
+        "_regression_sampled_hessian: expected a single problem, b [n], got [1, 400]",
     ),
     (
         lambda A, b: solve(MatrixRegression(A, A, B=A @ A.T), sample_rows=5),

@@ -30,9 +30,8 @@ void RegressionSolver::begin(const RegressionData& data, const RegressionSetting
                        : options.method == "cg"      ? SolveMethod::cg
                                                      : SolveMethod::newton;
   if (options.method == "auto")
-    method = data.agreed(
-        choose_method(data, settings.kind != "exp" && !problem.x.defined(), state[State::gram_ratio]),
-        state[State::gram_ratio]);
+    method = data.agreed(choose_method(data, settings.kind != "exp" && !problem.x.defined(), state[State::gram_ratio]),
+                         state[State::gram_ratio]);
   state[State::method] = static_cast<double>(method);
   const bool samples = (method == SolveMethod::sampled || method == SolveMethod::cg) && !solver.by_diagonal() &&
                        pays_to_sample(data, options);

@@ -107,16 +107,20 @@ Design narrowed_rows(const Design& A, int64_t first, int64_t count) {
 void for_dense_blocks(const Design& A, const std::function<void(const Tensor&, int64_t, int64_t)>& f) {
   constexpr int64_t kBlock = 1 << 24;  // numbers
   if (!A.sparse()) return f(A.A, 0, -1);
-  const int64_t n = A.rows().expect_int(), d = A.columns().expect_int();
-  const int64_t most = std::max<int64_t>(kBlock / std::max<int64_t>(d, 1), 1);
+  const c10::SymInt n = A.rows(), d = A.columns();
   const Indices at(A, {});
-  for (int64_t first = 0; first < n; first += most) {
-    const int64_t count = std::min(n - first, most);
+  const Tensor values = A.A.expand_symint(at.row.sym_sizes());
+  const auto dense = [&](const Tensor& row, const c10::SymInt& rows) {
+    return at.added(values, row * d + at.column, rows * d).reshape_symint(join(join(at.full, rows), d));
+  };
+  // Whole where its size is not known: no loop in a traced graph.
+  if (n.is_symbolic() || d.is_symbolic()) return f(dense(at.row, n), 0, -1);
+  const int64_t rows = n.expect_int(), most = std::max<int64_t>(kBlock / std::max<int64_t>(d.expect_int(), 1), 1);
+  for (int64_t first = 0; first < rows || first == 0; first += most) {
+    const int64_t count = std::min(rows - first, most);
     // What belongs to other rows goes to one that is not looked at.
     const Tensor local = at.row - first, row = at::where((local >= 0).logical_and(local < count), local, count);
-    const Tensor values = A.A.expand_symint(at.row.sym_sizes());
-    f(at.added(values, row * d + at.column, (count + 1) * d).unflatten(-1, {count + 1, d}).narrow(-2, 0, count), first,
-      count);
+    f(dense(row, count + 1).narrow(-2, 0, count), first, count);
   }
 }
 

@@ -2,7 +2,6 @@
 // A^T weights as a call, and by plain tensor formulas for devices without a kernel of their own.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/matmul.h>
-#include <ATen/ops/stack.h>
 #include <torch/library.h>
 
 #include "checks.h"
@@ -20,11 +19,11 @@ Tensor plain_regression_transposed(const Design& design, const Tensor& weights, 
   const Tensor& A = design.A;
   const at::ScalarType type = accumulation_type(A);
   if (design.sparse()) {
-    const Tensor values = A.to(type);
-    const Design numbers{squared ? values.square() : values, design.pattern};
-    std::vector<Tensor> sums;
-    for (int64_t k = 0; k < weights.size(-2); ++k) sums.push_back(sum_of_rows(numbers, weights.select(-2, k)));
-    return at::stack(sums, -2);
+    const auto& [crow, col, columns] = design.pattern;
+    const Tensor values = A.to(type);  // of every vector
+    return sum_of_rows(
+        {(squared ? values.square() : values).unsqueeze(-2), {crow.unsqueeze(-2), col.unsqueeze(-2), columns}},
+        weights);
   }
   if (A.scalar_type() == type && !squared) return at::matmul(weights, A);
   std::vector<c10::SymInt> sizes = leading_sizes({{A, 2}, {weights, 2}});
