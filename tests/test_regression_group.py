@@ -95,6 +95,11 @@ def shard(rank, address, folder):
         out["many rows", kind] = found.x, numbers(found)
     found = solve(problem("exp", "normalized", rows, weighted=False, noise=0.0), group=group)
     out["exact"] = found.x, numbers(found)
+    for method in ("newton", "lbfgs"):
+        sparse = Regression(exp.A.to_sparse_csr(), exp.b, exp.row_weight, exp.penalty_weight)
+        found = solve(sparse, method=method, ftol=0.0, group=group)
+        out["sparse", method] = found.x, numbers(found)
+        out["sampled", method] = message(lambda: solve(exp, method="sampled", group=group))
     found = solve(problem("exp", "normalized", rows, batch=(3,)), ftol=0.0, group=group)
     out["batch"] = found.x, numbers(found)
     for dtype in (torch.float32, torch.bfloat16):
@@ -202,6 +207,15 @@ def test_other_starts_and_batches(shards):
     for dtype in (torch.float32, torch.bfloat16):
         alone = solve(Regression(exact.A.to(dtype), exact.b, form="normalized")).x
         torch.testing.assert_close(shards[0][str(dtype)][0], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sparse_matrix_is_shared_out_alike(shards):
+    alone = solve(problem("exp", "rescaled"), ftol=0.0).x
+    for part in shards:
+        for method in ("newton", "lbfgs"):
+            assert same(part["sparse", method][0], shards[0]["sparse", method][0])
+            assert_same_solution("exp", part["sparse", method][0], alone)
+            assert "'newton', 'lbfgs' or 'auto' with a group, got 'sampled'" in part["sampled", method]
 
 
 def test_starts_by_merged_quantiles(shards):
