@@ -9,6 +9,7 @@ python benchmarks/report.py                                   # the tables there
 
 import argparse
 import itertools
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,7 +28,7 @@ OPS = torch.ops.torch_rescaled
 RESULTS = HERE / "results" / "regression_csr_cpu.json"
 OURS, SCIPY, TORCH, TRANSPOSED = "torch_rescaled", "scipy", "torch", "torch, A.t()"
 LOSS, PLAIN, PRODUCT, MATVEC = "loss and gradient", "plain form", "Hessian product", "A v"
-INDEX = {torch.float32: torch.int32, torch.float64: torch.int64}
+TYPES = [(torch.float32, torch.int32), (torch.float64, torch.int32), (torch.float64, torch.int64)]
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-11}
 Matvec = Callable[[Any], Any]
 
@@ -38,10 +39,11 @@ class Case:
     columns: int
     nonzeros: int
     dtype: torch.dtype = torch.float32
+    index: torch.dtype = torch.int32
 
     def matrix(self) -> tuple[Tensor, Tensor, Tensor]:
         """crow_indices, col_indices and values. A row's columns ascend and differ: one of each of `per_row` equal ranges."""
-        n, width, index = self.nonzeros // self.per_row, self.columns // self.per_row, INDEX[self.dtype]
+        n, width, index = self.nonzeros // self.per_row, self.columns // self.per_row, self.index
         columns = torch.randint(width, (n, self.per_row), dtype=index)
         columns += width * torch.arange(self.per_row, dtype=index)
         rows = self.per_row * torch.arange(n + 1, dtype=index)
@@ -107,11 +109,13 @@ def contestants(case: Case, with_peers: bool = True) -> dict[str, list[Contestan
     if not with_peers:
         return pieces
     S = csr_array((values.numpy(), columns.numpy(), rows.numpy()), shape=(len(t), case.columns))
-    turned = S.T.tocsr()
+    turned, view = S.T.tocsr(), S.T
+    for matrix in (S, view):  # scipy would make int32 of them
+        matrix.indptr, matrix.indices = rows.numpy(), columns.numpy()
     A = torch.sparse_csr_tensor(*components, S.shape, check_invariants=False)
-    parts = (torch.from_numpy(part) for part in (turned.indptr, turned.indices, turned.data))
-    At = torch.sparse_csr_tensor(*parts, turned.shape, check_invariants=False)
-    by_scipy = Formulas(lambda x: S @ x, lambda g: S.T @ g, np.exp)
+    starts, places = (torch.from_numpy(part).to(case.index) for part in (turned.indptr, turned.indices))
+    At = torch.sparse_csr_tensor(starts, places, torch.from_numpy(turned.data), turned.shape, check_invariants=False)
+    by_scipy = Formulas(lambda x: S @ x, lambda g: view @ g, np.exp)
     by_torch = Formulas(lambda x: A @ x, lambda g: At @ g, torch.exp)
     by_view = Formulas(lambda x: A @ x, lambda g: A.t() @ g, torch.exp)
     for name, by, given in (
@@ -151,8 +155,8 @@ def measure(case: Case, threads: int, repeats: int) -> dict[str, Any]:
         + "".join(f", {name} {f['seconds'] / by[OURS]['seconds']:.2f}x" for name, f in by.items() if name != OURS)
         for piece, by in figures.items()
     ]
-    dtype, index = (str(kind)[6:] for kind in (case.dtype, INDEX[case.dtype]))
-    print(f"{case.per_row} a row, d {case.columns}, {dtype}, {threads} threads: {'; '.join(told)}", flush=True)
+    dtype, index = (str(kind)[6:] for kind in (case.dtype, case.index))
+    print(f"{case.per_row} a row, d {case.columns}, {dtype}, {index}, {threads} threads: {'; '.join(told)}", flush=True)
     return {**asdict(case), "dtype": dtype, "index": index, "threads": threads, "pieces": figures}
 
 
@@ -174,21 +178,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--nonzeros", type=int, help="of A; 1e7 by default, with --quick 1e5")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one small case, and at most 1e6 nonzeros")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)  # is in beta, it says
     warnings.filterwarnings("ignore", "Sparse CSC tensor support", UserWarning)
-    per_row, columns, dtypes = [10, 100], [1000, 10_000, 100_000], list(INDEX)
+    per_row, columns, types = [10, 100], [1000, 10_000, 100_000], TYPES
     sizes, repeats, nonzeros = [10**k for k in range(5, 9)], options.repeats, options.nonzeros or 10_000_000
     if options.quick:
-        per_row, columns, dtypes, sizes, repeats = [10], [1000], dtypes[:1], sizes[:2], 3
+        per_row, columns, types, sizes, repeats = [10], [1000], TYPES[:1], sizes[:2], 3
         nonzeros = options.nonzeros or 100_000
     result: dict[str, Any] = {"benchmark": "regression_csr", **header(options.threads)}
-    cases = [Case(k, d, nonzeros, dtype) for dtype, k, d in itertools.product(dtypes, per_row, columns)]
+    begin = os.getloadavg()[0]
+    cases = [Case(k, d, nonzeros, *kinds) for kinds, k, d in itertools.product(types, per_row, columns)]
     result["timings"] = [measure(case, threads, repeats) for case, threads in itertools.product(cases, options.threads)]
     result["scaling"] = [scaling(sizes, threads, repeats) for threads in options.threads]
+    result["load"] = [round(load, 1) for load in (begin, os.getloadavg()[0])]  # two threads on busy processors wait for each other
     write_json(options.output, result)
 
 

@@ -177,3 +177,24 @@ def test_map_solvers_are_held_to_the_best_loss_and_shown(tmp_path: Path) -> None
     assert run("report.py", "--results", output, "--page", page).returncode == 0
     text = page.read_text()
     assert all(f"| {case['case']} | {name}" in text for case in result["cases"] for name in case["contestants"])
+
+
+def test_a_sparse_regression_is_timed_beside_its_peers_and_shown(tmp_path: Path) -> None:
+    pytest.importorskip("scipy")
+    output, page = tmp_path / "regression_csr.json", tmp_path / "page.md"
+    done = run("regression_csr.py", "--quick", "--nonzeros", 20_000, "--output", output)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(output.read_text())
+    assert [(t["dtype"], t["index"], t["threads"]) for t in result["timings"]] == [("float32", "int32", n) for n in (1, 2)]
+    for timing in result["timings"]:
+        pieces = timing["pieces"]
+        assert list(pieces) == ["loss and gradient", "plain form", "Hessian product", "A v"]
+        assert all({"torch_rescaled", "scipy", "torch"} <= set(figures) for figures in pieces.values())
+        assert "torch, A.t()" in pieces["loss and gradient"]
+    for found in result["scaling"]:
+        ns = [figure["ns"] for figure in found["sizes"].values()]
+        assert len(ns) == 2 and found["flatness"] == pytest.approx(max(ns) / min(ns))
+    page.write_text("<!-- benchmarks:regression_csr -->\n<!-- /benchmarks:regression_csr -->\n")
+    assert run("report.py", "--results", output, "--page", page).returncode == 0
+    text = page.read_text()
+    assert "| 10 | 1000 | float32, int32 | torch_rescaled, ns |" in text and f"{result['scaling'][0]['flatness']:.2f} |" in text
