@@ -114,17 +114,24 @@ def described(solution: Solution) -> str:
     return f"{each}, {solution.status.name} by {solution.method}"
 
 
-def picture(path: Path, nonzeros: list[int], reads: list[float], solves: list[float]) -> None:
+def picture(path: Path, points: list[tuple[int, float, Solution]]) -> None:
+    """Of nonzeros, seconds of a read, and solutions."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    nonzeros, reads, solutions = zip(*points, strict=True)
+    solves = [found.number("seconds").item() for found in solutions]
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     axes.loglog(nonzeros, solves, marker="o", label="solve")
     axes.loglog(nonzeros, reads, marker="o", label="loss and gradient")
     for times in (solves, reads):
         axes.loglog(nonzeros, [times[-1] * k / nonzeros[-1] for k in nonzeros], color="gray", linestyle=":", linewidth=1)
+    for place, seconds, found in zip(nonzeros, solves, solutions, strict=True):
+        axes.annotate(
+            f"{found.number('reads'):.0f} reads", (place, seconds), (0, -14), textcoords="offset points", fontsize="small"
+        )
     axes.set(xlabel="nonzeros of A", ylabel="seconds")
     axes.set_title("n-gram rates, nested rows (dotted: proportional)", fontsize="medium")
     axes.legend()
@@ -174,16 +181,13 @@ def main() -> None:
         print(f"  {spelled(int(features.vocabulary[place])):24} x {np.exp(x[1 + place]):.2f}")
 
     if options.plot:
-        sizes = [k for k in (10_000, 30_000, 100_000, 300_000) if k < options.rows]
-        nonzeros, reads, solves = [], [], []
-        for rows in sizes:
+        points = []
+        for rows in (k for k in (10_000, 30_000, 100_000, 300_000) if k < options.rows):
             part = problem_of(A[:rows], b[:rows], options.ridge)
             found = solve(part, ftol=FTOL)
-            nonzeros.append(int(A.indptr[rows]))
-            reads.append(seconds_of_a_read(part, found.x))
-            solves.append(found.number("seconds").item())
-            print(f"{rows} rows, {nonzeros[-1]} nonzeros: a read {1e3 * reads[-1]:.2f} ms; {described(found)}")
-        picture(options.plot, [*nonzeros, A.nnz], [*reads, read], [*solves, solution.number("seconds").item()])
+            points.append((int(A.indptr[rows]), seconds_of_a_read(part, found.x), found))
+            print(f"{rows} rows, {points[-1][0]} nonzeros: a read {1e3 * points[-1][1]:.2f} ms; {described(found)}")
+        picture(options.plot, [*points, (A.nnz, read, solution)])
         print(f"wrote {options.plot}")
 
 
