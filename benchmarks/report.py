@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from report_csr import regression_csr_markdown
 from report_gpu import gpu_markdown, matrix_regression_gpu_markdown, regression_gpu_markdown
-from report_tables import NAMES, OURS, markdown_table, replaced
+from report_tables import NAMES, OURS, markdown_table, replaced, where
 
 HERE = Path(__file__).resolve().parent
 # Softmax attention over [K; -K] is cosh or signed attention; sinh is signed attention divided by its balance.
@@ -159,10 +160,6 @@ def loss_markdown(result: dict[str, Any]) -> str:
     return "\n\n".join(text)
 
 
-def where(result: dict[str, Any]) -> str:
-    return f"{result['machine']['cpu']}, {result['isa']}, torch {result['torch']}, commit {result['commit']}, {result['date']}."
-
-
 def curvature_markdown(result: dict[str, Any]) -> str:
     """Products over gradients, by threads; and their peak memory."""
     case, timings = result["case"], result["timings"]
@@ -278,6 +275,7 @@ RENDERERS = {
     "attention": markdown,
     "attention_gpu": gpu_markdown,
     "matrix_regression_gpu": matrix_regression_gpu_markdown,
+    "regression_csr": regression_csr_markdown,
     "regression_gpu": regression_gpu_markdown,
     "attention_shapes": shapes_markdown,
     "attention_types": types_markdown,
@@ -299,6 +297,7 @@ PAGES = {
     "map_solvers_cpu.json": "docs/matrix_regression.md",
     "matrix_regression_cpu.json": "docs/matrix_regression.md",
     "matrix_regression_gpu.json": "docs/matrix_regression.md",
+    "regression_csr_cpu.json": "docs/regression.md",
     "regression_gpu.json": "docs/regression.md",
     "optimizers_cpu.json": "docs/optim.md",
 }

@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the reports' tables are made of."""
 
+from typing import Any
+
 OURS = "torch_rescaled"
 NAMES = {"forward": "forward", "backward": "backward", "jvp": "JVP", "double_backward": "double backward"}
+
+
+def where(result: dict[str, Any]) -> str:
+    return f"{result['machine']['cpu']}, {result['isa']}, torch {result['torch']}, commit {result['commit']}, {result['date']}."
 
 
 def markdown_table(rows: list[list[str]]) -> str:

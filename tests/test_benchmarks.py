@@ -191,3 +191,22 @@ def test_sampled_hessians_are_measured_and_solves_agree(tmp_path: Path) -> None:
         assert set(case["methods"]) == {"newton", "lbfgs", "sampled", "cg"} and case["auto"]
         losses = [m["log_loss"] for m in case["methods"].values() if m["status"] in ("LOSS", "GRADIENT", "FLAT", "STEP")]
         assert len(losses) == 4 and max(losses) - min(losses) < 1e-8
+def test_a_sparse_regression_is_timed_beside_its_peers_and_shown(tmp_path: Path) -> None:
+    pytest.importorskip("scipy")
+    output, page = tmp_path / "regression_csr.json", tmp_path / "page.md"
+    done = run("regression_csr.py", "--quick", "--nonzeros", 20_000, "--output", output)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(output.read_text())
+    assert [(t["dtype"], t["index"], t["threads"]) for t in result["timings"]] == [("float32", "int32", n) for n in (1, 2)]
+    for timing in result["timings"]:
+        pieces = timing["pieces"]
+        assert list(pieces) == ["loss and gradient", "plain form", "Hessian product", "A v"]
+        assert all({"torch_rescaled", "scipy", "torch"} <= set(figures) for figures in pieces.values())
+        assert "torch, A.t()" in pieces["loss and gradient"]
+    for found in result["scaling"]:
+        ns = [figure["ns"] for figure in found["sizes"].values()]
+        assert len(ns) == 2 and found["flatness"] == pytest.approx(max(ns) / min(ns))
+    page.write_text("<!-- benchmarks:regression_csr -->\n<!-- /benchmarks:regression_csr -->\n")
+    assert run("report.py", "--results", output, "--page", page).returncode == 0
+    text = page.read_text()
+    assert "| 10 | 1000 | float32, int32 | torch_rescaled, ns |" in text and f"{result['scaling'][0]['flatness']:.2f} |" in text

@@ -306,3 +306,30 @@ def test_a_cache_is_compacted(tmp_path):
     for keys in (4, 8):
         assert all(joint < steps for joint, steps in zip(errors["jointly", keys], errors["in steps", keys], strict=True))
     assert (tmp_path / "k.png").stat().st_size > 5_000
+
+
+def test_rates_after_ngrams_are_better_than_a_table(tmp_path):
+    pytest.importorskip("scipy")
+    pytest.importorskip("matplotlib")
+    out = run_example("ngram_rates.py", "--rows", 20_000, "--plot", tmp_path / "n.png")
+    mean, table, fit, own = (float(share) for share in re.findall(r"(\S+)% of the variance explained", out))
+    assert abs(mean) < 1 and 10 < table < fit < own
+    assert len(re.findall(r"iterations, \d+ reads of A, LOSS by cg", out)) == 2
+    assert len(re.findall(r"^  .+ (?:just now|lately) +x \d", out, re.M)) == 16
+    assert (tmp_path / "n.png").stat().st_size > 5_000
+
+
+def test_ngrams_and_what_is_left_of_a_line():
+    pytest.importorskip("scipy")
+    numpy, example = pytest.importorskip("numpy"), importlib.import_module("ngram_rates")
+    data = b"for i in range(9):\n    abababab\n"
+    text, places = numpy.frombuffer(data, numpy.uint8), numpy.array([10, 18, 30])
+    assert example.left_of_line(text, places).tolist() == [7, 12, 0]
+    grams = example.ngrams(text, places)
+    wanted = [repr(data[p - lag - n + 1 : p - lag + 1].decode()) for p in places for n in range(1, 5) for lag in range(9 - n)]
+    assert [example.spelled(int(gram)).rpartition("' ")[0] + "'" for gram in grams.flat] == wanted
+    features = example.Features.most_frequent(grams, 1000)
+    A = features.matrix(grams)
+    counts = dict(zip(map(example.spelled, map(int, features.vocabulary)), A.toarray()[2, 1:], strict=True))
+    assert (counts["'b' just now"], counts["'b' lately"], counts["'ab' lately"], counts["'abab' just now"]) == (1, 3, 3, 1)
+    assert A.toarray().sum(1).tolist() == [27, 27, 27]
