@@ -35,6 +35,7 @@ PLAIN = [
     ("test_attention_oracle.py", f"{EVERY_FEATURE} and cosh or test_some_leaves and sinh"),
     DROPOUT,
     ("test_regression_oracle.py", "test_every_derivative and float32 and sinh or resident_rows"),
+    ("test_regression_csr.py", "test_func or leading or transposed"),
 ]
 
 ROOT = Path(__file__).resolve().parents[1]
