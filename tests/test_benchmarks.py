@@ -191,6 +191,8 @@ def test_sampled_hessians_are_measured_and_solves_agree(tmp_path: Path) -> None:
         assert set(case["methods"]) == {"newton", "lbfgs", "sampled", "cg"} and case["auto"]
         losses = [m["log_loss"] for m in case["methods"].values() if m["status"] in ("LOSS", "GRADIENT", "FLAT", "STEP")]
         assert len(losses) == 4 and max(losses) - min(losses) < 1e-8
+
+
 def test_a_sparse_regression_is_timed_beside_its_peers_and_shown(tmp_path: Path) -> None:
     pytest.importorskip("scipy")
     output, page = tmp_path / "regression_csr.json", tmp_path / "page.md"

@@ -130,7 +130,7 @@ static void csr_result(const CsrParameters& p, const CsrRows<Index>& a, int64_t 
   const Sums& joined = parts.joined[batch];
   const Totals t = totals_of(joined, p.form);
   const double penalty = p.penalty_weight ? unscaled_factor(joined, p.form) : 0;
-  for_csr_blocks(p, a, pass.chunks.begin(chunk), pass.chunks.end(p, chunk), [&](int64_t first, int64_t rows) {
+  for_csr_blocks<true>(p, a, pass.chunks.begin(chunk), pass.chunks.end(p, chunk), [&](int64_t first, int64_t rows) {
     const int64_t padded = round_up(rows, kLanes<T>);
     std::memcpy(s.rows.z, parts.logits + batch * p.rows + first, sizeof(T) * rows);
     if (kIsProduct<kVectors>) std::memcpy(s.rows.t, parts.turned + batch * p.rows + first, sizeof(T) * rows);
@@ -178,6 +178,7 @@ static void csr_second_run(const CsrParameters& p, int64_t begin, int64_t end, v
   Arena workspace(p.workspace), arena(memory);
   const CsrParts<T, kVectors> parts(p, workspace);
   CsrScratch<T> s(p, arena);
+  if (__atomic_load_n(p.wrong, __ATOMIC_RELAXED) != 0) return;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t batch = task / parts.chunks, chunk = task % parts.chunks;
     double* const acc = parts.part(task);
