@@ -129,9 +129,9 @@ def picture(path: Path, points: list[tuple[int, float, Solution]]) -> None:
     for times in (solves, reads):
         axes.loglog(nonzeros, [times[-1] * k / nonzeros[-1] for k in nonzeros], color="gray", linestyle=":", linewidth=1)
     for place, seconds, found in zip(nonzeros, solves, solutions, strict=True):
-        axes.annotate(
-            f"{found.number('reads'):.0f} reads", (place, seconds), (0, -14), textcoords="offset points", fontsize="small"
-        )
+        text = f"{found.number('reads'):.0f} reads"
+        axes.annotate(text, (place, seconds), (0, -16), textcoords="offset points", fontsize="small", ha="center")
+    axes.margins(x=0.12)
     axes.set(xlabel="nonzeros of A", ylabel="seconds")
     axes.set_title("n-gram rates, nested rows (dotted: proportional)", fontsize="medium")
     axes.legend()
