@@ -11,6 +11,7 @@ namespace {
 
 struct Cpu {
   static constexpr bool kSparse = true;
+  static void tell_of_formulas() {}
   static bool serves(const Tensor&, bool) { return true; }
 #define RESCALED_CPU_PASS(name) \
   static void name(RegressionParameters& p, const Tensor&) { execute(regression_cpu_kernels().name(p), p); }

@@ -2,7 +2,8 @@
 // The regression family by the kernels of a device: checks, outputs, parameters. A `Device` has, all static,
 //
 //   bool serves(const Tensor& like, bool empty)    else the plain-tensor formulas do
-//   bool kSparse    whether it has kernels for a sparse A (csr.h); else the formulas do
+//   bool kSparse    whether it has kernels for a sparse A (csr.h); else the formulas do, and
+//   void tell_of_formulas()    says so, once
 //   void evaluate(RegressionParameters&, const Tensor& like)    and gauss_newton, product, matvec, statistics, rows,
 //                                                  model, curvature; brings the workspace, never gets an empty batch
 #pragma once
@@ -30,6 +31,7 @@ Two evaluate(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS, RESCALED_PATTERN
   check_regression_point("_regression_evaluate", point, settings);
   if (point.pattern.sparse()) {
     if constexpr (Device::kSparse) return csr_evaluate(point, settings);
+    Device::tell_of_formulas();
     return plain_regression_evaluate(point, settings);
   }
   const Problems problems(point);
@@ -72,6 +74,7 @@ Tensor product(RESCALED_REGRESSION, const Tensor& v, RESCALED_REGRESSION_SETTING
     return plain_regression_product(point, v, settings, curvature);
   if (point.pattern.sparse()) {
     if constexpr (Device::kSparse) return csr_product(point, v, settings, curvature);
+    Device::tell_of_formulas();
     return plain_regression_product(point, v, settings, curvature);
   }
   const Problems problems({A, b, x, point.row_weight, point.penalty_weight});
@@ -93,6 +96,7 @@ Tensor matvec(const Tensor& A, const Tensor& v, RESCALED_PATTERN) {
   check_regression_matvec(design, v);
   if (design.sparse()) {
     if constexpr (Device::kSparse) return csr_matvec(design, v);
+    Device::tell_of_formulas();
     return plain_regression_matvec(design, v);
   }
   const Problems problems({A, {}, v, {}, {}});
@@ -164,6 +168,7 @@ Three curvature(const Tensor& A, const Tensor& rows, const Tensor& statistics, c
   const Design design{A, pattern_of(crow_indices, col_indices, n_columns)};
   if (design.sparse()) {
     if constexpr (Device::kSparse) return csr_curvature(design, rows, statistics, curvature);
+    Device::tell_of_formulas();
     return plain_regression_curvature(design, rows, statistics, curvature);
   }
   const Problems problems({A, rows.select(-2, 0), {}, {}, {}});
