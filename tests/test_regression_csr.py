@@ -9,6 +9,7 @@ from oracle_regression import FORMS, KINDS
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jvp, vmap
 from torch.library import opcheck
+from torch.utils.flop_counter import FlopCounterMode
 
 import torch_rescaled
 from torch_rescaled import Regression, regression_evaluate, regression_hvp, regression_loss, solve
@@ -320,6 +321,16 @@ def test_compile_and_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         loss = OPS.regression_loss_csr(crow, col, values.bfloat16(), 5, b.float(), x.bfloat16(), form="normalized")
         assert loss.dtype == torch.float32
+
+
+def test_flops_of_a_backward_go_with_the_values():
+    _, components, (b, x, *_) = sparse_problem(20, 5, 0.5)
+    leaves = [t.detach().requires_grad_() for t in (components[2], b, x)]
+    with FlopCounterMode(display=False) as counter:
+        (along,) = torch.autograd.grad(loss_of(components, 5, "exp", "normalized")(*leaves), leaves[2], create_graph=True)
+        along.sum().backward()
+    values = len(components[2])
+    assert counter.get_total_flops() > 8 * values and counter.get_total_flops() % values == 0
 
 
 def samples():

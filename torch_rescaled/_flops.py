@@ -129,7 +129,7 @@ def _regression_product(A: Shape, b: Shape, x: Shape, *rest: Any, **_: Any) -> i
 
 @register_flop_formula(_OPS._regression_backward)
 def _regression_backward(grad: Shape | None, A: Shape, b: Shape, x: Shape, *rest: Any, **_: Any) -> int:
-    need = rest[-1]
+    need = rest[5]
     others = need[0] or need[1] or need[3] or need[4]  # need the logits
     return int(_elements(A, b, x) * (2 * others + need[0]))
 
@@ -137,9 +137,9 @@ def _regression_backward(grad: Shape | None, A: Shape, b: Shape, x: Shape, *rest
 @register_flop_formula(_OPS._regression_double_backward)
 def _regression_double_backward(tA: Shape | None, tb: Shape | None, tx: Shape | None, trw: Any, tpw: Any, grad: Any, A: Shape,
                                 b: Shape, x: Shape, *rest: Any, **_: Any) -> int:  # fmt: skip
-    need = rest[-1]
+    need = rest[5]
     only_x = tx is not None and tA is None and tb is None and trw is None and tpw is None
-    count: int = _regression_product(A, b, x, *rest[:-1]) if only_x and need[3] else 0
+    count: int = _regression_product(A, b, x, *rest[:5]) if only_x and need[3] else 0
     if not only_x or need[1] or need[2] or need[4] or need[5]:
         count += _elements(A, b, x) * 2 * (1 + (tA is not None) + (tx is not None) + (need[3] and not only_x) + need[1])
     return count

@@ -11,6 +11,16 @@ struct Named {
   const Tensor& tensor;
 };
 
+// The tensors of a point that have one dimension after the leading ones.
+std::array<Named, 6> beside_A(const RegressionPoint& x) {
+  return {Named{"b", x.b},
+          {"x", x.x},
+          {"row_weight", x.row_weight},
+          {"penalty_weight", x.penalty_weight},
+          {"crow_indices", x.pattern.crow_indices},
+          {"col_indices", x.pattern.col_indices}};
+}
+
 void check_settings(const char* op, const RegressionSettings& settings) {
   RESCALED_CHECK(VALUE, settings.kind == "exp" || settings.kind == "cosh" || settings.kind == "sinh", op,
                  "kind 'exp', 'cosh' or 'sinh', got '", settings.kind, "'");
@@ -99,12 +109,7 @@ void check_regression(const char* op, const RegressionPoint& x, const Regression
     if (w.tensor.defined()) check_vector(op, x.A, w, "rows", n);
   const std::vector<c10::SymInt> full = leading_sizes(x);
   check_leading(op, A.sparse() ? "values" : "A", x.A, A.suffix(), full);
-  for (const Named& v : {Named{"b", x.b},
-                         {"x", x.x},
-                         {"row_weight", x.row_weight},
-                         {"penalty_weight", x.penalty_weight},
-                         {"crow_indices", x.pattern.crow_indices},
-                         {"col_indices", x.pattern.col_indices}})
+  for (const Named& v : beside_A(x))
     if (v.tensor.defined()) check_leading(op, v.name, v.tensor, 1, full);
   check_batch_rank(op, full);
 }
@@ -141,12 +146,7 @@ void check_direction(const char* op, const RegressionPoint& x, const Tensor& v) 
 void check_regression_point(const char* op, const RegressionPoint& x, const RegressionSettings& settings) {
   check_regression(op, x, settings);
   const int64_t rank = x.A.dim() - x.design().suffix();
-  for (const Named& v : {Named{"b", x.b},
-                         {"x", x.x},
-                         {"row_weight", x.row_weight},
-                         {"penalty_weight", x.penalty_weight},
-                         {"crow_indices", x.pattern.crow_indices},
-                         {"col_indices", x.pattern.col_indices}})
+  for (const Named& v : beside_A(x))
     RESCALED_CHECK(VALUE, !v.tensor.defined() || v.tensor.dim() - 1 == rank, op, v.name, " with A's ", rank,
                    " leading dimensions, got ", shape(v.tensor));
 }

@@ -63,16 +63,9 @@ const RegressionPartKernels& regression_part_cpu_kernels() {
 }
 
 RegressionProgram regression_cpu_transposed(const RegressionParameters& p, bool squared) {
-  switch (cpu_vector_isa()) {
-#if defined(__x86_64__)
-    case Isa::avx512:
-      return avx512::regression_transposed(p, squared);
-    case Isa::avx2:
-      return avx2::regression_transposed(p, squared);
-#endif
-    default:
-      return baseline::regression_transposed(p, squared);
-  }
+#define RESCALED_TRANSPOSED(isa) &isa::regression_transposed
+  static const auto kernel = RESCALED_CHOSEN(RESCALED_TRANSPOSED);
+  return kernel(p, squared);
 }
 
 }  // namespace rescaled
