@@ -45,6 +45,7 @@ OF_FAMILY = {
     "regression": [
         "tests/test_regression_oracle.py", "tests/test_regression_transforms.py", "tests/test_solve.py", "tests/test_solve_grid.py",
     ],
+    "regression_csr": ["tests/test_regression_csr_device.py"],
     "matrix_regression": [
         "tests/test_matrix_regression.py", "tests/test_matrix_regression_targets.py", "tests/test_matrix_regression_transforms.py",
         "tests/test_map_solve.py",

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import torch
-from gpu_exercise_regressions import KINDS, Pairs, matrix_regression, regression
+from gpu_exercise_regressions import KINDS, Pairs, matrix_regression, regression, regression_csr
 from torch import Tensor
 
 import torch_rescaled
@@ -63,13 +63,15 @@ def attention(few: bool, device: str) -> Iterator[tuple[torch.dtype, str, Pairs]
 FAMILIES: dict[str, Callable[[bool, str], Iterator[tuple[torch.dtype, str, Pairs]]]] = {
     "attention": attention,
     "regression": regression,
+    "regression_csr": regression_csr,
     "matrix_regression": matrix_regression,
 }
 
 
 def path(family: str, device: str) -> str:
     """The path that the family's primitives take: plain too where none has a kernel for CUDA."""
-    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith(f"torch_rescaled::_{family}_")]
+    prefix = f"torch_rescaled::_{family.removesuffix('_csr')}_"  # a sparse A has the operators of a dense one
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith(prefix)]
     if device != "cpu" and not any(torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA") for name in names):
         return "plain"
     return torch_rescaled.backend(torch.empty(1, 1, device=device), family=family)

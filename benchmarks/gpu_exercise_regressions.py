@@ -112,6 +112,44 @@ def regress(both: Sides, dtype: torch.dtype, kind: str, form: str, n: int, d: in
         both.call("curvature", A, rows, statistics, curvature)
 
 
+def regression_csr(few: bool, device: str) -> Iterator[tuple[torch.dtype, str, Pairs]]:
+    """Problems that share A's pattern, of few and of many columns, with an intercept; rows are not sorted and have duplicates."""
+    dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    cases = [(torch.float32, "sinh", "rescaled"), (torch.float64, "exp", "normalized"), (torch.bfloat16, "exp", "plain")]
+    for number, (dtype, kind, form) in enumerate(cases if few else itertools.product(dtypes, KINDS, FORMS)):
+        both, index = Sides("regression", device), (torch.int32, torch.int64)[number % 2]
+        for n, d, each in [(77, 40, 5), (300, 700, 9)] if few else [(77, 40, 5), (300, 700, 9), (5000, 300, 30)]:
+            regress_csr(both, dtype, index, kind, form, n, d, each)
+        yield dtype, f"{kind} {form}", both.pairs
+
+
+def regress_csr(both: Sides, dtype: torch.dtype, index: torch.dtype, kind: str, form: str, n: int, d: int, each: int) -> None:
+    generator, type_ = torch.Generator().manual_seed(n), torch.float64 if dtype == torch.float64 else torch.float32
+
+    def new(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(type_)
+
+    columns = torch.randint(1, d, (n, each), generator=generator)
+    columns[:, 0] = 0
+    values, x, v = new(2, n, each), new(2, d) / each**0.5, new(2, d)
+    values[..., 0], x[..., 0] = 1, 1.5
+    A, b = values.flatten(1).to(dtype), new(1, n).abs() * (4 if form == "plain" else 1 / n)
+    row_weight, penalty_weight = new(2, n).abs() + 0.1, new(1, n).abs() / n
+    target, settings = (b, row_weight, penalty_weight), (kind, form)
+    pattern = (torch.arange(0, n * each + 1, each).to(index)[None], columns.flatten().to(index)[None])
+
+    both.call("evaluate", A, b, x, row_weight, penalty_weight, *settings, *pattern, compared=regression_point)
+    for curvature in ("gauss_newton", "full"):
+        both.call("product", A, b, x, row_weight, penalty_weight, v, *settings, curvature, *pattern)
+    (logits,) = both.call("matvec", A, x, *pattern)
+    statistics = theirs._regression_statistics(logits, None, None, *target, *settings).squeeze(-2)
+    rows = theirs._regression_rows(logits, statistics, *target, *settings)
+    for squared in (False, True):
+        both.call("transposed", A, new(2, 6, n), squared, *pattern, d)
+    for curvature in ("gauss_newton", "clipped", "full"):
+        both.call("curvature", A, rows, statistics, curvature, *pattern, d)
+
+
 def matrix_regression(few: bool, device: str) -> Iterator[tuple[torch.dtype, str, Pairs]]:
     """Problems that share the key and a mask, causal ones too, with every source of the target."""
     sources = ("dense", "exp", "sinh", "sparse", "zero")

@@ -22,6 +22,7 @@ PAGE = ROOT / "docs" / "GPU_STATUS.md"
 PRIMITIVES = {
     "attention": ("forward", "backward", "jvp", "double_backward"),
     "regression": ("evaluate", "product", "matvec", "statistics", "rows", "model", "curvature", "gauss_newton"),
+    "regression_csr": ("evaluate", "product", "matvec", "transposed", "curvature"),
     "matrix_regression": (
         "statistics", "gradient", "moments", "product", "tangents", "gradient_tangent", "columns", "elements",
     ),

@@ -3,7 +3,7 @@
 #   cmake -P cmake/cuda_sources.cmake    prints a line for each family: its name and the hash
 set(CUDA_SOURCES_ROOT ${CMAKE_CURRENT_LIST_DIR}/..)
 
-set(CUDA_FAMILIES attention regression matrix_regression)
+set(CUDA_FAMILIES attention regression regression_csr matrix_regression)
 
 # The SHA-256 (its first 16 digits) of what a family's kernels are compiled from: names and contents, in the order of the names.
 function(cuda_sources_hash family result)
@@ -12,8 +12,13 @@ function(cuda_sources_hash family result)
     set(depends CONFIGURE_DEPENDS)
   endif()
   set(folders cuda ${family}/cuda)
-  set(files element.h host_device.h matrices.h phi.h program.h ${family}/parameters.h)
-  if(NOT family STREQUAL "regression")  # attention, and what stands on its tiles
+  set(files element.h host_device.h matrices.h phi.h program.h)
+  if(family STREQUAL "regression_csr")
+    list(APPEND files regression/csr.h regression/parameters.h)
+  else()
+    list(APPEND files ${family}/parameters.h)
+  endif()
+  if(NOT family MATCHES "^regression")  # attention, and what stands on its tiles
     list(APPEND folders attention/cuda)
     list(APPEND files random.h attention/parameters.h attention/view.h)
   endif()

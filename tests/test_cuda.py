@@ -18,7 +18,7 @@ from torch_rescaled import attention, attention_with_normalizer
 
 OPS = torch.ops.torch_rescaled
 ROOT = Path(__file__).resolve().parents[1]
-FAMILIES = ("attention", "regression", "matrix_regression")  # of kernels that are verified together
+FAMILIES = ("attention", "regression", "regression_csr", "matrix_regression")  # of kernels that are verified together
 
 
 def test_without_a_verified_gpu_the_plain_path_serves(capfd):

@@ -23,7 +23,7 @@ import gpu_record  # noqa: E402
 from helpers import with_tools  # noqa: E402
 
 ATTENTION, REGRESSION = gpu_record.PRIMITIVES["attention"], gpu_record.PRIMITIVES["regression"]
-SOURCES = {"attention": "aaaa", "regression": "cccc", "matrix_regression": "dddd"}
+SOURCES = {"attention": "aaaa", "regression": "cccc", "regression_csr": "eeee", "matrix_regression": "dddd"}
 
 
 def made_up(sources="aaaa", capability="9.0", failed=(), **facts):
@@ -56,7 +56,7 @@ def test_a_page_that_does_not_is_noticed(monkeypatch, tmp_path, capsys):
 
 def test_status_of_nothing_of_these_and_of_other_sources():
     text = gpu_record.status([], SOURCES)
-    for name in ("attention", "regression", "matrix regression"):
+    for name in ("attention", "regression", "regression csr", "matrix regression"):
         assert f"**No GPU has run CUDA kernels of {name} of this version**" in text
     other = gpu_record.status([made_up("bbbb"), made_up("aaaa", family="regression")], SOURCES)
     assert other.startswith(text) and "H100" not in other
@@ -237,7 +237,7 @@ def test_the_record_of_a_run(status, change, failed, family, tmp_path, monkeypat
     monkeypatch.setattr(gpu_check.torch.cuda, "get_device_name", lambda: "NVIDIA H100")
     monkeypatch.setattr(gpu_check.torch.cuda, "get_device_capability", lambda: (9, 0))
     row = gpu_check.test(gpu_check.Job(tmp_path))
-    records = {run["family"]: run for run in json.loads((tmp_path / "gpu_verified.json").read_text())["runs"][-3:]}
+    records = {run["family"]: run for run in json.loads((tmp_path / "gpu_verified.json").read_text())["runs"][-len(SOURCES) :]}
     assert list(records) == list(gpu_record.PRIMITIVES)
     for name, record in records.items():
         known = name != family or "Import" not in given
@@ -246,7 +246,7 @@ def test_the_record_of_a_run(status, change, failed, family, tmp_path, monkeypat
         expected = {"none": [], "one": [one], "all": gpu_record.PRIMITIVES[name]}[failed] if name == family else []
         assert wrong == set(expected)
     assert row.good == (failed == "none")
-    assert row.text == "7 passed, 0 failed, 7 skipped"
+    assert row.text == "8 passed, 0 failed, 8 skipped"
 
 
 @pytest.mark.parametrize("gone", ["tests/test_solve.py", gpu_check.MASKING])
@@ -266,7 +266,7 @@ def test_a_family_whose_tests_did_not_end_is_not_verified(gone, tmp_path, monkey
     monkeypatch.setattr(gpu_check.torch.cuda, "get_device_name", lambda: "NVIDIA H100")
     monkeypatch.setattr(gpu_check.torch.cuda, "get_device_capability", lambda: (9, 0))
     row = gpu_check.test(gpu_check.Job(tmp_path))
-    runs = json.loads((tmp_path / "gpu_verified.json").read_text())["runs"][-3:]
+    runs = json.loads((tmp_path / "gpu_verified.json").read_text())["runs"][-len(SOURCES) :]
     lost = "regression" if "solve" in gone else "attention"
     assert [run["family"] for run in runs if not all(run["primitives"].values())] == [lost]
     assert sum("not finished, or not started" in detail for detail in row.details) == 1

@@ -50,13 +50,14 @@ def build_info() -> dict[str, str]:
         avx512_bf16 or amx_bf16 with products of bfloat16; the environment variable ``RESCALED_CPU_ISA`` caps it),
         ``cuda_architectures`` (``none`` if built without nvcc), ``cuda_sources`` (hash of the sources of attention's CUDA kernels)
         and ``cuda_verified`` (the compute capabilities on which a recorded run has verified them, or ``none``); the same of the
-        families ``regression`` and ``matrix_regression``, whose names end in ``_regression`` and ``_matrix_regression``.
+        families ``regression``, ``regression_csr`` and ``matrix_regression``, whose names end in ``_regression`` and so on.
 
     Example:
         >>> import torch_rescaled
         >>> sorted(torch_rescaled.build_info())  # doctest: +NORMALIZE_WHITESPACE
         ['compiler', 'cpu_isa', 'cuda_architectures', 'cuda_sources', 'cuda_sources_matrix_regression',
-        'cuda_sources_regression', 'cuda_verified', 'cuda_verified_matrix_regression', 'cuda_verified_regression', 'torch']
+        'cuda_sources_regression', 'cuda_sources_regression_csr', 'cuda_verified', 'cuda_verified_matrix_regression',
+        'cuda_verified_regression', 'cuda_verified_regression_csr', 'torch']
     """
     lines: str = torch.ops.torch_rescaled.build_info()
     return dict(line.split(": ", 1) for line in lines.splitlines())

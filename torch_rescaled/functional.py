@@ -131,7 +131,8 @@ def backend(query: Tensor, kind: str = "exp", family: str = "attention") -> str:
     Args:
         query: Any tensor on the device in question.
         kind: Of the attention; every kind takes the same path.
-        family: Kernels are verified on GPUs by family: ``"attention"``, ``"regression"`` or ``"matrix_regression"``.
+        family: Kernels are verified on GPUs by family: ``"attention"``, ``"regression"``, ``"regression_csr"`` (a sparse A) or
+            ``"matrix_regression"``.
 
     Returns:
         ``"cpu:avx512"``, ``"cpu:avx2"``, ``"cpu:baseline"``: fused kernels for that instruction set; ``"cuda:9.0"`` and the like:
@@ -147,9 +148,10 @@ def backend(query: Tensor, kind: str = "exp", family: str = "attention") -> str:
         'cpu'
     """
     check_kind("torch_rescaled.backend", kind)
-    if family not in ("attention", "regression", "matrix_regression"):
+    if family not in ("attention", "regression", "regression_csr", "matrix_regression"):
         raise ValueError(
-            f"torch_rescaled.backend: expected family 'attention', 'regression' or 'matrix_regression', got {family!r}"
+            "torch_rescaled.backend: expected family 'attention', 'regression', 'regression_csr' or 'matrix_regression', got "
+            f"{family!r}"
         )
     if query.device.type == "cpu":
         return f"cpu:{build_info()['cpu_isa']}"

@@ -31,6 +31,8 @@ const Family& facts(CudaFamily family) {
   static constexpr Family families[] = {
       {"attention", RESCALED_CUDA_SOURCES_attention, RESCALED_CUDA_VERIFIED_attention, "takes O(N M) memory"},
       {"regression", RESCALED_CUDA_SOURCES_regression, RESCALED_CUDA_VERIFIED_regression, "reads A several times"},
+      {"regression_csr", RESCALED_CUDA_SOURCES_regression_csr, RESCALED_CUDA_VERIFIED_regression_csr,
+       "takes memory of the size of A's values, and adds up in no fixed order unless torch is told to"},
       {"matrix_regression", RESCALED_CUDA_SOURCES_matrix_regression, RESCALED_CUDA_VERIFIED_matrix_regression,
        "forms arrays of the map's size"}};
   return families[static_cast<int>(family)];
@@ -38,8 +40,10 @@ const Family& facts(CudaFamily family) {
 CudaFamily family_of(c10::string_view name) {
   for (const CudaFamily family : kCudaFamilies)
     if (name == facts(family).name) return family;
-  TORCH_CHECK_VALUE(
-      false, "torch_rescaled::_cuda_path: expected family attention, regression or matrix_regression, got ", name);
+  TORCH_CHECK_VALUE(false,
+                    "torch_rescaled::_cuda_path: expected family attention, regression, regression_csr or "
+                    "matrix_regression, got ",
+                    name);
 }
 
 // "9.0"; "unknown (...)" where the driver does not answer. The twin's kernels run on no GPU at all.

@@ -7,9 +7,9 @@
 namespace rescaled::ops {
 
 // Kernels that are verified together. Hashes and records know a family by its name (cmake/cuda_sources.cmake).
-enum class CudaFamily { attention, regression, matrix_regression };
+enum class CudaFamily { attention, regression, regression_csr, matrix_regression };
 inline constexpr CudaFamily kCudaFamilies[] = {CudaFamily::attention, CudaFamily::regression,
-                                               CudaFamily::matrix_regression};
+                                               CudaFamily::regression_csr, CudaFamily::matrix_regression};
 const char* cuda_family_name(CudaFamily);
 
 // What the environment variable TORCH_RESCALED_UNVERIFIED_CUDA=1 overrules: no record, never the lack of kernels.

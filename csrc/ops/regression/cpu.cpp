@@ -10,8 +10,7 @@ namespace rescaled::ops {
 namespace {
 
 struct Cpu {
-  static constexpr bool kSparse = true;
-  static void tell_of_formulas() {}
+  using Sparse = CsrCpu;
   static bool serves(const Tensor&, bool) { return true; }
 #define RESCALED_CPU_PASS(name) \
   static void name(RegressionParameters& p, const Tensor&) { execute(regression_cpu_kernels().name(p), p); }
@@ -29,7 +28,7 @@ struct Cpu {
 Tensor transposed(const Tensor& A, const Tensor& weights, bool squared, RESCALED_PATTERN, c10::SymInt n_columns) {
   const Design design{A, pattern_of(crow_indices, col_indices, n_columns)};
   check_regression_transposed(design, weights);
-  if (design.sparse()) return csr_transposed(design, weights, squared);
+  if (design.sparse()) return CsrCpu::transposed(design, weights, squared);
   const int64_t count = weights.size(-2);
   if (count == 0) return plain_regression_transposed(design, weights, squared);
   const Problems problems({A, weights.select(-2, 0), {}, {}, {}});

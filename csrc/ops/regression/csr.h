@@ -1,16 +1,28 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The regression family of a sparse A by the CPU's kernels.
+// The regression family of a sparse A by the kernels of a device: as the operators of these names, whose checks have
+// passed.
 #pragma once
 #include "problem.h"
 
 namespace rescaled::ops {
 
-// As the operators of these names, whose checks have passed. Indices that lead outside are an error.
-std::tuple<Tensor, Tensor> csr_evaluate(const RegressionPoint&, const RegressionSettings&);
-Tensor csr_product(const RegressionPoint&, const Tensor& v, const RegressionSettings&, c10::string_view curvature);
-Tensor csr_matvec(const Design&, const Tensor& v);
-Tensor csr_transposed(const Design&, const Tensor& weights, bool squared);
-std::tuple<Tensor, Tensor, Tensor> csr_curvature(const Design&, const Tensor& rows, const Tensor& statistics,
-                                                 c10::string_view curvature);
+#define RESCALED_CSR_FUNCTIONS                                                                                       \
+  static std::tuple<Tensor, Tensor> evaluate(const RegressionPoint&, const RegressionSettings&);                     \
+  static Tensor product(const RegressionPoint&, const Tensor& v, const RegressionSettings&,                          \
+                        c10::string_view curvature);                                                                 \
+  static Tensor matvec(const Design&, const Tensor& v);                                                              \
+  static Tensor transposed(const Design&, const Tensor& weights, bool squared);                                      \
+  static std::tuple<Tensor, Tensor, Tensor> curvature(const Design&, const Tensor& rows, const Tensor& statistics,   \
+                                                      c10::string_view curvature);
+
+// Indices that lead outside are an error.
+struct CsrCpu {
+  RESCALED_CSR_FUNCTIONS
+};
+// Formulas where the kernels do not serve. Indices that lead outside are not followed; results are NaN.
+struct CsrCuda {
+  RESCALED_CSR_FUNCTIONS
+};
+#undef RESCALED_CSR_FUNCTIONS
 
 }  // namespace rescaled::ops

@@ -19,15 +19,7 @@ namespace rescaled::ops {
 namespace {
 
 struct Cuda {
-  static constexpr bool kSparse = false;
-  static void tell_of_formulas() {
-#if !defined(RESCALED_TWIN)  // whose tests take warnings for errors
-    TORCH_WARN_ONCE(
-        "torch_rescaled: a sparse A on CUDA is served by tensor formulas, in memory of the size of its values; kernels "
-        "for "
-        "it do not exist yet");
-#endif
-  }
+  using Sparse = CsrCuda;
   // Where they do not, the formulas are as right; they read A once for every product with it.
   static bool serves(const Tensor& t, bool is_empty) {
     return !is_empty && cuda_serves(CudaFamily::regression, t.device());

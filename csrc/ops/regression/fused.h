@@ -2,8 +2,7 @@
 // The regression family by the kernels of a device: checks, outputs, parameters. A `Device` has, all static,
 //
 //   bool serves(const Tensor& like, bool empty)    else the plain-tensor formulas do
-//   bool kSparse    whether it has kernels for a sparse A (csr.h); else the formulas do, and
-//   void tell_of_formulas()    says so, once
+//   using Sparse    the same of a sparse A (csr.h)
 //   void evaluate(RegressionParameters&, const Tensor& like)    and gauss_newton, product, matvec, statistics, rows,
 //                                                  model, curvature; brings the workspace, never gets an empty batch
 #pragma once
@@ -29,11 +28,7 @@ Two evaluate(RESCALED_REGRESSION, RESCALED_REGRESSION_SETTINGS, RESCALED_PATTERN
   const RegressionPoint point = RESCALED_THE_REGRESSION;
   const RegressionSettings settings = RESCALED_THE_REGRESSION_SETTINGS;
   check_regression_point("_regression_evaluate", point, settings);
-  if (point.pattern.sparse()) {
-    if constexpr (Device::kSparse) return csr_evaluate(point, settings);
-    Device::tell_of_formulas();
-    return plain_regression_evaluate(point, settings);
-  }
+  if (point.pattern.sparse()) return Device::Sparse::evaluate(point, settings);
   const Problems problems(point);
   RegressionParameters p = problems.parameters();
   set(p, kind, form), set(p, problems, point);
@@ -72,11 +67,7 @@ Tensor product(RESCALED_REGRESSION, const Tensor& v, RESCALED_REGRESSION_SETTING
   check_regression_product(point, v, settings, curvature);
   if (curvature == "clipped")  // not linear in the row sum: it must be known before the pass
     return plain_regression_product(point, v, settings, curvature);
-  if (point.pattern.sparse()) {
-    if constexpr (Device::kSparse) return csr_product(point, v, settings, curvature);
-    Device::tell_of_formulas();
-    return plain_regression_product(point, v, settings, curvature);
-  }
+  if (point.pattern.sparse()) return Device::Sparse::product(point, v, settings, curvature);
   const Problems problems({A, b, x, point.row_weight, point.penalty_weight});
   RegressionParameters p = problems.parameters();
   set(p, kind, form), set(p, problems, point);
@@ -94,11 +85,7 @@ template <class Device>
 Tensor matvec(const Tensor& A, const Tensor& v, RESCALED_PATTERN) {
   const Design design{A, RESCALED_THE_PATTERN(v)};
   check_regression_matvec(design, v);
-  if (design.sparse()) {
-    if constexpr (Device::kSparse) return csr_matvec(design, v);
-    Device::tell_of_formulas();
-    return plain_regression_matvec(design, v);
-  }
+  if (design.sparse()) return Device::Sparse::matvec(design, v);
   const Problems problems({A, {}, v, {}, {}});
   RegressionParameters p = problems.parameters();
   set(p, problems, {A, {}, {}, {}, {}});
@@ -166,11 +153,7 @@ Three curvature(const Tensor& A, const Tensor& rows, const Tensor& statistics, c
                 RESCALED_PATTERN, c10::SymInt n_columns) {
   check_curvature("_regression_curvature", curvature, /*with_none=*/false);
   const Design design{A, pattern_of(crow_indices, col_indices, n_columns)};
-  if (design.sparse()) {
-    if constexpr (Device::kSparse) return csr_curvature(design, rows, statistics, curvature);
-    Device::tell_of_formulas();
-    return plain_regression_curvature(design, rows, statistics, curvature);
-  }
+  if (design.sparse()) return Device::Sparse::curvature(design, rows, statistics, curvature);
   const Problems problems({A, rows.select(-2, 0), {}, {}, {}});
   RegressionParameters p = problems.parameters();
   set(p, problems, {A, {}, {}, {}, {}});

@@ -70,7 +70,7 @@ Tensor unscaled(const Tensor& t, const Tensor& log_scale) {
 std::tuple<Tensor, Tensor> plain_regression_evaluate(const RegressionPoint& x, const RegressionSettings& settings) {
   const auto [logits, statistics, rows] = resident_point(x, settings);
   const Tensor gradient =
-      sum_of_rows({x.A.to(logits.scalar_type()), x.pattern}, rows.select(-2, RegressionRows::gradient));
+      regression_transposed(x.design(), rows.narrow(-2, RegressionRows::gradient, 1)).squeeze(-2);
   return {statistics.contiguous(), gradient.to(at::kDouble).contiguous()};
 }
 
@@ -91,8 +91,8 @@ Tensor plain_regression_product(const RegressionPoint& x, const Tensor& v, const
   if (curvature == "full") diagonal = diagonal + row(Row::diagonal_rest), q = q + row(Row::q_rest);
   const Tensor p = row(Row::p), p_t = (p * t).sum(-1, true), q_t = (q * t).sum(-1, true);
   const Tensor square = statistics.select(-1, RegressionStatistics::square).unsqueeze(-1).to(t.scalar_type());
-  const Tensor scaled =
-      sum_of_rows({x.A.to(t.scalar_type()), x.pattern}, diagonal * t - p * (q_t - square * p_t) - q * p_t);
+  const Tensor sides = diagonal * t - p * (q_t - square * p_t) - q * p_t;
+  const Tensor scaled = regression_transposed(x.design(), sides.unsqueeze(-2)).squeeze(-2);
   return unscaled(scaled.to(at::kDouble), statistics.select(-1, RegressionStatistics::log_scale)).to(t.scalar_type());
 }
 

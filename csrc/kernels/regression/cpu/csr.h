@@ -18,11 +18,6 @@ struct CsrRows {
   const Index *crow, *col;
 };
 
-RESCALED_INLINE int64_t batch_offset(const CsrParameters& p, const int64_t* strides, int64_t batch) {
-  int64_t offset = 0;
-  for (int d = p.rank - 1; d >= 0; --d) offset += batch % p.sizes[d] * strides[d], batch /= p.sizes[d];
-  return offset;
-}
 template <class Index>
 RESCALED_INLINE CsrRows<Index> csr_rows(const CsrParameters& p, int64_t batch) {
   const InputView values = matrix(p.A, p, batch);
