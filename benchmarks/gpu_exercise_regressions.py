@@ -113,7 +113,7 @@ def regress(both: Sides, dtype: torch.dtype, kind: str, form: str, n: int, d: in
 
 
 def regression_csr(few: bool, device: str) -> Iterator[tuple[torch.dtype, str, Pairs]]:
-    """Problems that share A's pattern, of few and of many columns, with an intercept; rows are not sorted and have duplicates."""
+    """Problems that share A's pattern, of few and of many columns, with an intercept; rows are not sorted."""
     dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     cases = [(torch.float32, "sinh", "rescaled"), (torch.float64, "exp", "normalized"), (torch.bfloat16, "exp", "plain")]
     for number, (dtype, kind, form) in enumerate(cases if few else itertools.product(dtypes, KINDS, FORMS)):
@@ -129,7 +129,7 @@ def regress_csr(both: Sides, dtype: torch.dtype, index: torch.dtype, kind: str, 
     def new(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(type_)
 
-    columns = torch.randint(1, d, (n, each), generator=generator)
+    columns = 1 + torch.rand(n, d - 1, generator=generator).argsort(-1)[:, :each]
     columns[:, 0] = 0
     values, x, v = new(2, n, each), new(2, d) / each**0.5, new(2, d)
     values[..., 0], x[..., 0] = 1, 1.5

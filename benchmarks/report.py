@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from report_csr import regression_csr_markdown
-from report_gpu import gpu_markdown, matrix_regression_gpu_markdown, regression_gpu_markdown
+from report_gpu import gpu_markdown, matrix_regression_gpu_markdown, regression_csr_gpu_markdown, regression_gpu_markdown
 from report_tables import NAMES, OURS, markdown_table, replaced, where
 
 HERE = Path(__file__).resolve().parent
@@ -276,6 +276,7 @@ RENDERERS = {
     "attention_gpu": gpu_markdown,
     "matrix_regression_gpu": matrix_regression_gpu_markdown,
     "regression_csr": regression_csr_markdown,
+    "regression_csr_gpu": regression_csr_gpu_markdown,
     "regression_gpu": regression_gpu_markdown,
     "attention_shapes": shapes_markdown,
     "attention_types": types_markdown,
@@ -298,6 +299,7 @@ PAGES = {
     "matrix_regression_cpu.json": "docs/matrix_regression.md",
     "matrix_regression_gpu.json": "docs/matrix_regression.md",
     "regression_csr_cpu.json": "docs/regression.md",
+    "regression_csr_gpu.json": "docs/regression.md",
     "regression_gpu.json": "docs/regression.md",
     "optimizers_cpu.json": "docs/optim.md",
 }

@@ -61,6 +61,26 @@ def regression_gpu_markdown(result: dict[str, Any]) -> str:
     )
 
 
+def regression_csr_gpu_markdown(result: dict[str, Any]) -> str:
+    """Microseconds of the passes over a sparse A, and the times of torch's products over ours."""
+    rows = [["", *(f"n {e['n']:.0e}, d {e['d']}, {e['each']} a row, {e['columns']}" for e in result["timings"])]]
+    names = list(dict.fromkeys(name for entry in result["timings"] for name in entry["seconds"]))
+    for name in names:
+        peer, _, of = name.rpartition(": ")
+        cells = []
+        for seconds in (entry["seconds"] for entry in result["timings"]):
+            if name not in seconds:
+                cells.append("")
+            else:
+                cells.append(f"{seconds[name] / seconds[of]:.2f}x" if peer else f"{1e6 * seconds[name]:.0f}")
+        rows.append([name, *cells])
+    text = (
+        f"{on_gpu(result)}. float32 values, int32 indices; microseconds of ours, and the time of torch's sparse products over it, "
+    )
+    text += "with A's transpose built beforehand (which takes as long as the product without it) and without:"
+    return f"{text}\n\n{markdown_table(rows)}"
+
+
 def matrix_regression_gpu_markdown(result: dict[str, Any]) -> str:
     """Times over ours, and peak memory beside the arguments."""
     names = list(dict.fromkeys(name for entry in result["timings"] for name in entry["ratios"]))

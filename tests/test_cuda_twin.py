@@ -24,6 +24,7 @@ KERNELS = [
     DROPOUT,
     ("test_regression_oracle.py", ""),
     ("test_solve.py", "without_noise or half_precision or test_a_step"),
+    ("test_regression_csr_device.py", ""),
     ("test_matrix_regression.py", "test_derivatives and float64 and keys or hides"),
 ]
 # Of the matrix regression: rows shared by several warps, for which problems are otherwise too small; factors in steps.

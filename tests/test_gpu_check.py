@@ -144,6 +144,7 @@ def test_the_build_reads_the_record(runs, expected, tmp_path):
         "attention/parameters.h",
         "attention/view.h",
         "matrix_regression/parameters.h",
+        "regression/csr.h",
         "regression/parameters.h",
         "regression/sums.h",
     ):
@@ -317,7 +318,7 @@ def test_the_exercise_touches_every_primitive_and_sees_what_is_wrong(monkeypatch
 @pytest.mark.parametrize("there", [False, True])
 def test_the_benchmarks_of_the_regressions_run_where_they_are(there, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "HERE", tmp_path)
-    for name in ("regression", "matrix_regression") if there else ():
+    for name in ("regression", "regression_csr", "matrix_regression") if there else ():
         (tmp_path / f"gpu_{name}.py").write_text("")
     asked = []
 
@@ -329,9 +330,10 @@ def test_the_benchmarks_of_the_regressions_run_where_they_are(there, tmp_path, m
 
     monkeypatch.setattr(gpu_check.Job, "run", run)
     row = gpu_check.bench(gpu_check.Job(tmp_path))
-    others = [("gpu_regression.py", "bench_regression.json"), ("gpu_matrix_regression.py", "bench_matrix_regression.json")]
+    names = ("regression", "regression_csr", "matrix_regression")
+    others = [(f"gpu_{name}.py", f"bench_{name}.json") for name in names]
     assert row.good and asked == [("gpu_attention.py", "bench.json"), *(others if there else ())]
-    assert row.details[0] == "gpu_attention: 5 TF/s" and len(row.details) == (5 if there else 1)
+    assert row.details[0] == "gpu_attention: 5 TF/s" and len(row.details) == (7 if there else 1)
 
 
 def test_without_a_gpu_that_is_said(tmp_path, monkeypatch, capsys):

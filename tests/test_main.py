@@ -18,7 +18,11 @@ def test_report_of_a_good_build(capsys, monkeypatch):
     assert end.value.code == 0
     out = capsys.readouterr().out
     cuda = ["cuda_architectures:", "cuda_devices:"]
-    cuda += [f"cuda_{fact}{family}:" for fact in ("sources", "verified") for family in ("", "_regression", "_regression_csr", "_matrix_regression")]
+    cuda += [
+        f"cuda_{fact}{family}:"
+        for fact in ("sources", "verified")
+        for family in ("", "_regression", "_regression_csr", "_matrix_regression")
+    ]
     for word in ("torch:", "compiler:", "cpu_isa:", *cuda, "_attention_double_backward", "float64 signed"):
         assert word in out
     assert out.rstrip().splitlines()[-1].startswith("ok")

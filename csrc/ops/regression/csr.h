@@ -6,13 +6,13 @@
 
 namespace rescaled::ops {
 
-#define RESCALED_CSR_FUNCTIONS                                                                                       \
-  static std::tuple<Tensor, Tensor> evaluate(const RegressionPoint&, const RegressionSettings&);                     \
-  static Tensor product(const RegressionPoint&, const Tensor& v, const RegressionSettings&,                          \
-                        c10::string_view curvature);                                                                 \
-  static Tensor matvec(const Design&, const Tensor& v);                                                              \
-  static Tensor transposed(const Design&, const Tensor& weights, bool squared);                                      \
-  static std::tuple<Tensor, Tensor, Tensor> curvature(const Design&, const Tensor& rows, const Tensor& statistics,   \
+#define RESCALED_CSR_FUNCTIONS                                                                                     \
+  static std::tuple<Tensor, Tensor> evaluate(const RegressionPoint&, const RegressionSettings&);                   \
+  static Tensor product(const RegressionPoint&, const Tensor& v, const RegressionSettings&,                        \
+                        c10::string_view curvature);                                                               \
+  static Tensor matvec(const Design&, const Tensor& v);                                                            \
+  static Tensor transposed(const Design&, const Tensor& weights, bool squared);                                    \
+  static std::tuple<Tensor, Tensor, Tensor> curvature(const Design&, const Tensor& rows, const Tensor& statistics, \
                                                       c10::string_view curvature);
 
 // Indices that lead outside are an error.

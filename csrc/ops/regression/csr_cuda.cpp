@@ -36,7 +36,8 @@ void run(const char* op, CsrCall& call, CsrPass pass) {
 
 // Where a row has this share of all columns, products of dense blocks are faster than pairs of values.
 bool is_nearly_dense(const Design& A) {
-  const double rows = static_cast<double>(A.rows().expect_int()), columns = static_cast<double>(A.columns().expect_int());
+  const double rows = static_cast<double>(A.rows().expect_int()),
+               columns = static_cast<double>(A.columns().expect_int());
   const double per_row = rows > 0 ? static_cast<double>(A.A.size(-1)) / rows : 0;
   return 32 * per_row * per_row > columns * columns;
 }

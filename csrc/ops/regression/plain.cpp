@@ -69,8 +69,7 @@ Tensor unscaled(const Tensor& t, const Tensor& log_scale) {
 
 std::tuple<Tensor, Tensor> plain_regression_evaluate(const RegressionPoint& x, const RegressionSettings& settings) {
   const auto [logits, statistics, rows] = resident_point(x, settings);
-  const Tensor gradient =
-      regression_transposed(x.design(), rows.narrow(-2, RegressionRows::gradient, 1)).squeeze(-2);
+  const Tensor gradient = regression_transposed(x.design(), rows.narrow(-2, RegressionRows::gradient, 1)).squeeze(-2);
   return {statistics.contiguous(), gradient.to(at::kDouble).contiguous()};
 }
 

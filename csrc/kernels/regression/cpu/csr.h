@@ -51,8 +51,9 @@ RESCALED_INLINE void with_values(DType dtype, const void* values, Function f) {
 }
 
 // Rows of a block: as many as have this many values, which stay in the second-level cache between the two times that
-// they are read; a longer row is a block of its own.
-constexpr int64_t kBlockValues = 1 << 13;
+// they are read; a longer row is a block of its own. Of a part, whose indices are looked at just before they are
+// followed: so few that the processor does both at once, while memory brings what is kAhead further on.
+constexpr int64_t kBlockValues = 1 << 13, kPartValues = 1 << 9, kAhead = 1 << 10;
 
 // Whether the rows [first, last) begin and end, and have their columns, where they may.
 template <class Index>
@@ -71,13 +72,14 @@ static bool is_inside(const CsrParameters& p, const CsrRows<Index>& a, int64_t f
   constexpr int64_t lanes = kVectorBytes / static_cast<int64_t>(sizeof(Index));
   const Unsigned columns =
       static_cast<Unsigned>(sizeof(Index) == 4 && p.columns > int64_t{UINT32_MAX} ? int64_t{UINT32_MAX} : p.columns);
-  // The values of the same rows come along: two streams of memory are faster than one after the other.
   const int64_t size = element_size(a.dtype);
   const char* const values = static_cast<const char*>(a.values);
   Vector outside = {};  // a negative index is a large number
   int64_t k = begin;
   for (; k + lanes <= end; k += lanes) {
-    for (int64_t line = 0; line < lanes * size; line += 64) __builtin_prefetch(values + k * size + line, 0, 2);
+    __builtin_prefetch(a.col + k + kAhead, 0, 2);
+    for (int64_t line = 0; line < lanes * size; line += 64)
+      __builtin_prefetch(values + (k + kAhead) * size + line, 0, 2);
     Vector index;
     __builtin_memcpy(&index, a.col + k, sizeof index);
     outside |= reinterpret_cast<Vector>(index >= columns);
@@ -88,25 +90,35 @@ static bool is_inside(const CsrParameters& p, const CsrRows<Index>& a, int64_t f
   return any == 0;
 }
 
-// The number of the rows from `first` on that a block takes.
-template <class Index>
-static int64_t block_rows(const CsrRows<Index>& a, int64_t first, int64_t last) {
-  int64_t count = 1;
-  for (const int64_t begin = a.crow[first]; count < kMostRows && first + count < last; ++count)
-    if (a.crow[first + count + 1] - begin > kBlockValues) break;
-  return count;
-}
-
-// Calls f(first row, count) for blocks of the rows [first, last), until one has a wrong index; with kChecked none has.
-template <bool kChecked = false, class Index, class Function>
-RESCALED_INLINE void for_csr_blocks(const CsrParameters& p, const CsrRows<Index>& a, int64_t first, int64_t last,
-                                    Function f) {
+// Calls f(first row, count) for groups of the rows [first, last) that have so many values, or are one row.
+template <class Index, class Function>
+RESCALED_INLINE void for_groups(const CsrRows<Index>& a, int64_t first, int64_t last, int64_t values, Function f) {
   while (first < last) {
-    const int64_t count = block_rows(a, first, last);
-    if (!kChecked && !is_inside(p, a, first, first + count)) return __atomic_store_n(p.wrong, 1, __ATOMIC_RELAXED);
+    int64_t count = 1;
+    for (const int64_t begin = a.crow[first]; count < kMostRows && first + count < last; ++count)
+      if (a.crow[first + count + 1] - begin > values) break;
     f(first, count);
     first += count;
   }
+}
+
+// The same for blocks, whose indices nobody has looked at or followed yet.
+template <class Index, class Function>
+RESCALED_INLINE void for_csr_blocks(const CsrRows<Index>& a, int64_t first, int64_t last, Function f) {
+  for_groups(a, first, last, kBlockValues, f);
+}
+
+// The same for parts, until one has a wrong index. Returns whether none had.
+template <class Index, class Function>
+RESCALED_INLINE bool for_csr_parts(const CsrParameters& p, const CsrRows<Index>& a, int64_t first, int64_t last,
+                                   Function f) {
+  bool inside = true;
+  for_groups(a, first, last, kPartValues, [&](int64_t from, int64_t count) {
+    inside = inside && is_inside(p, a, from, from + count);
+    if (inside) f(from, count);
+  });
+  if (!inside) __atomic_store_n(p.wrong, 1, __ATOMIC_RELAXED);
+  return inside;
 }
 
 // Keeps the compiler from making vectors of numbers that come from all over memory: half as fast (measured).

@@ -21,7 +21,7 @@ static void csr_matvec_run(const CsrParameters& p, int64_t begin, int64_t end, v
     const T* const v = column_vector<T>(matrix(p.v, p, batch), p.columns, static_cast<T*>(memory));
     T products[kMostRows];
     with_rows(p, batch, [&](const auto& a) {
-      for_csr_blocks(p, a, chunks.begin(chunk), chunks.end(p, chunk), [&](int64_t first, int64_t count) {
+      for_csr_parts(p, a, chunks.begin(chunk), chunks.end(p, chunk), [&](int64_t first, int64_t count) {
         multiply_csr<T>(a, first, count, v, products);
         for (int64_t i = 0; i < count; ++i) static_cast<T*>(out.data)[(first + i) * out.row] = products[i];
       });
@@ -58,7 +58,7 @@ static void transposed_run(const CsrParameters& p, int64_t begin, int64_t end, v
     double* const acc = parts.sums + task * parts.size;
     std::memset(acc, 0, sizeof(double) * parts.size);
     with_rows(p, batch, [&](const auto& a) {
-      for_csr_blocks(p, a, parts.chunks.begin(chunk), parts.chunks.end(p, chunk), [&](int64_t first, int64_t rows) {
+      for_csr_parts(p, a, parts.chunks.begin(chunk), parts.chunks.end(p, chunk), [&](int64_t first, int64_t rows) {
         for (int64_t i = 0; i < count; ++i) {
           InputView row = from_row(weights, from + i);
           row.row = weights.column;
@@ -146,7 +146,7 @@ static void csr_gram_run(const CsrParameters& p, int64_t begin, int64_t end, voi
     std::memset(parts.sides + task * p.columns * 4, 0, sizeof(double) * p.columns * 4);
     std::memset(parts.noise + task * p.columns, 0, sizeof(double) * p.columns);
     with_rows(p, batch, [&](const auto& a) {
-      for_csr_blocks(p, a, parts.chunks.begin(chunk), parts.chunks.end(p, chunk), [&](int64_t first, int64_t count) {
+      for_csr_parts(p, a, parts.chunks.begin(chunk), parts.chunks.end(p, chunk), [&](int64_t first, int64_t count) {
         const auto vector = [&](int64_t k, T* to) {
           std::memcpy(to, static_cast<const T*>(rows.data) + k * rows.row + first, sizeof(T) * count);
         };

@@ -76,13 +76,16 @@ RESCALED_INLINE double result_of(const CsrParameters& p, const Sums& sums, const
   return h[0];
 }
 
-// The rows' logits, u, sums and coefficients. Returns by what the exponent was raised.
+// The rows' logits, u, sums and coefficients. Returns by what the exponent was raised, or -1 where an index is wrong.
 template <class T, Vectors kVectors, class Index>
 RESCALED_INLINE double load_csr_rows(const CsrParameters& p, const RowInputs& in, const CsrRows<Index>& a,
                                      int64_t first, int64_t rows, Sums& sums, CsrScratch<T>& s) {
   const int64_t padded = round_up(rows, kLanes<T>);
-  multiply_csr<T>(a, first, rows, s.x_at, s.rows.z);
-  if (kIsProduct<kVectors>) multiply_csr<T>(a, first, rows, s.v_at, s.rows.t);
+  const bool inside = for_csr_parts(p, a, first, first + rows, [&](int64_t from, int64_t count) {
+    multiply_csr<T>(a, from, count, s.x_at, s.rows.z + (from - first));
+    if (kIsProduct<kVectors>) multiply_csr<T>(a, from, count, s.v_at, s.rows.t + (from - first));
+  });
+  if (!inside) return -1;
   s.pad(rows, padded);
   load_targets<T>(in, Block{first, rows, kStreams, 1}, padded, s.rows);
   const double raised = begin_rows<T>(p, rows, padded, s.rows, sums);
@@ -95,8 +98,9 @@ static void csr_task(const CsrParameters& p, const CsrRows<Index>& a, int64_t ba
                      Sums& sums, CsrScratch<T>& s) {
   const CsrPass<kVectors> pass(p);
   const RowInputs in(p, batch);
-  for_csr_blocks(p, a, pass.chunks.begin(chunk), pass.chunks.end(p, chunk), [&](int64_t first, int64_t rows) {
+  for_csr_blocks(a, pass.chunks.begin(chunk), pass.chunks.end(p, chunk), [&](int64_t first, int64_t rows) {
     const double raised = load_csr_rows<T, kVectors>(p, in, a, first, rows, sums, s);
+    if (raised < 0) return;
     if (raised > 0) {
       double factors[8];
       for (int i = 0; i < pass.width; ++i) factors[i] = factor_of<kVectors>(i, power_of_two(-raised));
@@ -113,8 +117,8 @@ static void csr_logits(const CsrParameters& p, const CsrRows<Index>& a, int64_t 
                        const CsrParts<T, kVectors>& parts, Sums& sums, CsrScratch<T>& s) {
   const CsrPass<kVectors> pass(p);
   const RowInputs in(p, batch);
-  for_csr_blocks(p, a, pass.chunks.begin(chunk), pass.chunks.end(p, chunk), [&](int64_t first, int64_t rows) {
-    load_csr_rows<T, kVectors>(p, in, a, first, rows, sums, s);
+  for_csr_blocks(a, pass.chunks.begin(chunk), pass.chunks.end(p, chunk), [&](int64_t first, int64_t rows) {
+    if (load_csr_rows<T, kVectors>(p, in, a, first, rows, sums, s) < 0) return;
     std::memcpy(parts.logits + batch * p.rows + first, s.rows.z, sizeof(T) * rows);
     if (kIsProduct<kVectors>) std::memcpy(parts.turned + batch * p.rows + first, s.rows.t, sizeof(T) * rows);
   });
@@ -130,7 +134,7 @@ static void csr_result(const CsrParameters& p, const CsrRows<Index>& a, int64_t 
   const Sums& joined = parts.joined[batch];
   const Totals t = totals_of(joined, p.form);
   const double penalty = p.penalty_weight ? unscaled_factor(joined, p.form) : 0;
-  for_csr_blocks<true>(p, a, pass.chunks.begin(chunk), pass.chunks.end(p, chunk), [&](int64_t first, int64_t rows) {
+  for_csr_blocks(a, pass.chunks.begin(chunk), pass.chunks.end(p, chunk), [&](int64_t first, int64_t rows) {
     const int64_t padded = round_up(rows, kLanes<T>);
     std::memcpy(s.rows.z, parts.logits + batch * p.rows + first, sizeof(T) * rows);
     if (kIsProduct<kVectors>) std::memcpy(s.rows.t, parts.turned + batch * p.rows + first, sizeof(T) * rows);

@@ -17,13 +17,11 @@ constexpr int32_t kPlusInfinity = 1 << 28, kMinusInfinity = 1 << 29, kNotANumber
 RESCALED_DEVICE int32_t code_of(double term) {
   const uint64_t bits = bits_as<uint64_t>(term), size = bits << 1 >> 1;
   const int32_t exponent = static_cast<int32_t>(size >> 52);
-  if (exponent == 2047)
-    return size << 12 != 0 ? kNotANumber : size != bits ? kMinusInfinity : kPlusInfinity;
+  if (exponent == 2047) return size << 12 != 0 ? kNotANumber : size != bits ? kMinusInfinity : kPlusInfinity;
   return exponent == 0 && size != 0 ? 1 : exponent;
 }
-// `is`: the code as it was seen to be, or lower.
-RESCALED_DEVICE void raise_code(int32_t* code, int32_t is, double term) {
-  const int32_t by = code_of(term);
+RESCALED_DEVICE void raise_code(int32_t* code, double term) {
+  const int32_t by = code_of(term), is = load_fresh(code);
   if (by >= kPlusInfinity) {
     if ((is & by) == 0) set_bits(code, by);
   } else if (is < by) {
@@ -66,7 +64,9 @@ struct Term {
 template <int kWords>
 RESCALED_DEVICE double value_of_sum(const uint64_t* word, int32_t code, int bits) {
   if ((code & kSpecial) != 0)
-    return (code & kSpecial) == kPlusInfinity ? __builtin_inf() : (code & kSpecial) == kMinusInfinity ? -__builtin_inf() : __builtin_nan("");
+    return (code & kSpecial) == kPlusInfinity    ? __builtin_inf()
+           : (code & kSpecial) == kMinusInfinity ? -__builtin_inf()
+                                                 : __builtin_nan("");
   double sum = static_cast<double>(static_cast<int64_t>(word[0]));
   if constexpr (kWords == 2) sum += static_cast<double>(static_cast<int64_t>(word[1])) * power(-bits);
   return sum * power(-exponent_of_scale(code, bits));

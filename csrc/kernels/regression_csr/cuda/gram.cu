@@ -82,9 +82,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t i = row > column ? row : column, j = row > column ? column : row;
   const int32_t* const codes = workspace_at<int32_t>(p, plan.codes) + batch * d;
   const double* const sides = workspace_at<double>(p, plan.sides) + batch * 3 * d;
-  const double square = static_cast<const double*>(matrix(p.saved_statistics, p, batch).data)[RegressionStatistics::square];
-  double sum = value_of_sum<2>(workspace_at<uint64_t>(p, offset) + ((batch * d + i) * d + j) * 2, code_of_pair(codes[i], codes[j]),
-                               bits_of_pairs(p, plan, batch));
+  const double square =
+      static_cast<const double*>(matrix(p.saved_statistics, p, batch).data)[RegressionStatistics::square];
+  double sum = value_of_sum<2>(workspace_at<uint64_t>(p, offset) + ((batch * d + i) * d + j) * 2,
+                               code_of_pair(codes[i], codes[j]), bits_of_pairs(p, plan, batch));
   const double p_i = sides[d + i], p_j = sides[d + j], q_i = sides[2 * d + i], q_j = sides[2 * d + j];
   sum += square * p_i * p_j - p_i * q_j - q_i * p_j;
   const OutputView out = matrix(p.hessian, p, batch);

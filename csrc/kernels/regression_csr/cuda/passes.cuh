@@ -21,11 +21,11 @@ constexpr int kMostVectors = 4;  // of a pass over A
 
 // Where the sums of a pass are in the workspace, and how a block walks its rows.
 struct WalkPlan {
-  int lanes = 1;                      // that share a row
-  int64_t chunks = 1, chunk_rows = 0;  // blocks of a problem
-  int room = 0;                       // logarithm of the number of a sum's terms
-  int slots = 0;                      // of the table in shared memory, 0: none
-  int64_t first = 0;                  // vector
+  int lanes = 1;                           // that share a row
+  int64_t chunks = 1, chunk_rows = 0;      // blocks of a problem
+  int room = 0;                            // logarithm of the number of a sum's terms
+  int slots = 0;                           // of the table in shared memory, 0: none
+  int64_t first = 0;                       // vector
   bool resident = false, squared = false;  // of Source::given
   int vectors = 1;
   // Offsets: [batches], [batches], [batches][columns][width], [.][.][.][words]

@@ -42,27 +42,28 @@ struct SparseRows {
   }
 };
 
-constexpr int kBatch = 4;  // values that a lane asks for at once: it would wait for each in turn
-
-// The values k, k + lanes, ... of a row.
-template <class T, class Index>
-struct Batch {
-  Index column[kBatch];
-  Number<T> value[kBatch];
-  bool there[kBatch], outside = false;  // there: before the row's end, and in a column that there is
-  RESCALED_MEMBER Batch(const SparseRows<T, Index>& a, int64_t k, int64_t end, int lanes) {
-    T stored[kBatch];
-    RESCALED_UNROLL for (int i = 0; i < kBatch; ++i) {
-      there[i] = k + i * lanes < end;
-      column[i] = there[i] ? load_once(a.col + k + i * lanes) : Index(0);
+// The values of a lane: k, k + lanes, ...; it asks for kAtOnce of them before it waits. Calls f(column, value) and
+// returns whether all columns are there.
+template <int kAtOnce, class T, class Index, class Function>
+RESCALED_DEVICE bool for_values(const SparseRows<T, Index>& a, int64_t k, int64_t end, int lanes, Function f) {
+  bool inside = true;
+  for (; k < end; k += kAtOnce * lanes) {
+    Index column[kAtOnce];
+    T value[kAtOnce];
+    RESCALED_UNROLL for (int i = 0; i < kAtOnce; ++i) {
+      if (k + i * lanes >= end) continue;
+      column[i] = load_once(a.col + k + i * lanes), value[i] = load_once(a.values + k + i * lanes);
     }
-    RESCALED_UNROLL for (int i = 0; i < kBatch; ++i) stored[i] = there[i] ? load_once(a.values + k + i * lanes) : T{};
-    RESCALED_UNROLL for (int i = 0; i < kBatch; ++i) {
-      value[i] = value_of(stored[i]);
-      if (!a.has(column[i]) && there[i]) there[i] = false, outside = true;
+    RESCALED_UNROLL for (int i = 0; i < kAtOnce; ++i) {
+      if (k + i * lanes >= end) continue;
+      if (a.has(column[i]))
+        f(int64_t{column[i]}, Number<T>{value_of(value[i])});
+      else
+        inside = false;
     }
   }
-};
+  return inside;
+}
 
 // Calls f(row, lane of the group) for the rows of a block's chunk.
 template <class Function>
@@ -70,7 +71,8 @@ RESCALED_DEVICE void for_rows(const CsrParameters& p, const WalkPlan& plan, Func
   const int64_t chunk = block_index() % plan.chunks, first = chunk * plan.chunk_rows;
   const int64_t last = first + plan.chunk_rows < p.rows ? first + plan.chunk_rows : p.rows;
   const int groups = kThreads / plan.lanes;
-  for (int64_t row = first + thread_index() / plan.lanes; row < last; row += groups) f(row, thread_index() % plan.lanes);
+  for (int64_t row = first + thread_index() / plan.lanes; row < last; row += groups)
+    f(row, thread_index() % plan.lanes);
 }
 
 }  // namespace

@@ -6,7 +6,7 @@
 namespace rescaled {
 namespace {
 
-constexpr int64_t kWork = 4096;       // values and rows of a block
+constexpr int64_t kWork = 4096;        // values and rows of a block
 constexpr int64_t kMostChunks = 1024;  // about as many blocks as a large GPU holds at once
 
 struct Plans {

@@ -37,16 +37,16 @@ struct Coefficients {
   }
 };
 
-// Calls f(a batch of values, the row's coefficients, values or their squares) for the block's values.
+// Calls f(column, the row's coefficients, value or its square) for the block's values.
 template <class T, class Index, Source kSource, int kWidth, class Function>
-RESCALED_DEVICE void for_values(const CsrParameters& p, const WalkPlan& plan, Function f) {
+RESCALED_DEVICE void for_terms(const CsrParameters& p, const WalkPlan& plan, Function f) {
   const int64_t batch = block_index() / plan.chunks;
   const SparseRows<T, Index> a(p, batch);
   const Coefficients<Number<T>, kSource> coefficients(p, plan, batch);
   int32_t* const wrong = workspace_at<int32_t>(p, plan.wrong) + batch;
+  const bool squared = kSource == Source::diagonal || (kSource == Source::given && plan.squared);
   for_rows(p, plan, [&](int64_t row, int lane) {
     const auto span = a.span(row);
-    if (!span.good) *wrong = 1;
     if constexpr (kSource == Source::diagonal) {
       int32_t* const longest = workspace_at<int32_t>(p, plan.longest) + batch;
       const int32_t length = logarithm(span.end - span.begin);
@@ -54,36 +54,25 @@ RESCALED_DEVICE void for_values(const CsrParameters& p, const WalkPlan& plan, Fu
     }
     double w[kWidth];
     RESCALED_UNROLL for (int k = 0; k < kWidth; ++k) w[k] = k < plan.vectors ? coefficients(k, row) : 0;
-    for (int64_t k = span.begin + lane; k < span.end; k += kBatch * plan.lanes) {
-      const Batch<T, Index> values(a, k, span.end, plan.lanes);
-      double numbers[kBatch];
-      RESCALED_UNROLL for (int i = 0; i < kBatch; ++i) {
-        numbers[i] = static_cast<double>(values.value[i]);
-        if (kSource == Source::diagonal || (kSource == Source::given && plan.squared)) numbers[i] *= numbers[i];
-      }
-      if (values.outside) *wrong = 1;
-      f(values, w, numbers);
-    }
+    const bool inside = for_values<1>(a, span.begin + lane, span.end, plan.lanes, [&](int64_t column, double value) {
+      f(column, w, squared ? value * value : value);
+    });
+    if (!span.good || !inside) *wrong = 1;
   });
 }
 
 template <class T, class Index, Source kSource, int kWidth>
-__global__ void __launch_bounds__(kThreads, kWidth == 1 ? 4 : 3)
+__global__ void __launch_bounds__(kThreads, 4)
     csr_bounds_walk(const __grid_constant__ CsrParameters p, const __grid_constant__ WalkPlan plan) {
   int32_t* const codes = workspace_at<int32_t>(p, plan.codes) + block_index() / plan.chunks * p.columns * kWidth;
-  for_values<T, Index, kSource, kWidth>(p, plan, [&](const Batch<T, Index>& values, const double* w, const double* x) {
-    RESCALED_UNROLL for (int k = 0; k < kWidth; ++k) {
-      if (k >= plan.vectors) continue;
-      int32_t code[kBatch];
-      RESCALED_UNROLL for (int i = 0; i < kBatch; ++i) code[i] = load_fresh(codes + int64_t{values.column[i]} * kWidth + k);
-      RESCALED_UNROLL for (int i = 0; i < kBatch; ++i) if (values.there[i])
-          raise_code(codes + int64_t{values.column[i]} * kWidth + k, code[i], w[k] * x[i]);
-    }
+  for_terms<T, Index, kSource, kWidth>(p, plan, [&](int64_t column, const double* w, double value) {
+    RESCALED_UNROLL for (int k = 0; k < kWidth; ++k) if (k < plan.vectors)
+        raise_code(codes + column * kWidth + k, w[k] * value);
   });
 }
 
 template <class T, class Index, Source kSource, int kWidth>
-__global__ void __launch_bounds__(kThreads, kWidth * kWords<T> == 8 ? 2 : 3)
+__global__ void __launch_bounds__(kThreads, 3)
     csr_add_walk(const __grid_constant__ CsrParameters p, const __grid_constant__ WalkPlan plan) {
   constexpr int kCount = kWidth * kWords<T>;
   RESCALED_SHARED(memory);
@@ -93,21 +82,16 @@ __global__ void __launch_bounds__(kThreads, kWidth * kWords<T> == 8 ? 2 : 3)
   const Table<kCount> table(memory, plan.slots);
   block_barrier();
   const int bits = bits_of_terms(plan.room);
-  for_values<T, Index, kSource, kWidth>(p, plan, [&](const Batch<T, Index>& values, const double* w, const double* x) {
-    int slot[kBatch];
-    RESCALED_UNROLL for (int i = 0; i < kBatch; ++i) slot[i] = values.there[i] ? table.find(values.column[i]) : -1;
+  for_terms<T, Index, kSource, kWidth>(p, plan, [&](int64_t column, const double* w, double value) {
+    const int slot = table.find(column);
     RESCALED_UNROLL for (int k = 0; k < kWidth; ++k) {
       if (k >= plan.vectors) continue;
-      int32_t code[kBatch];
-      RESCALED_UNROLL for (int i = 0; i < kBatch; ++i) code[i] =
-          values.there[i] ? codes[int64_t{values.column[i]} * kWidth + k] : 0;
-      RESCALED_UNROLL for (int i = 0; i < kBatch; ++i) {
-        if (code[i] == 0 || code[i] >= kPlusInfinity) continue;
-        const Term<kWords<T>> term(w[k] * x[i], code[i], bits);
-        RESCALED_UNROLL for (int part = 0; part < kWords<T>; ++part) {
-          const int word = k * kWords<T> + part;
-          table.add(slot[i], word, sums + int64_t{values.column[i]} * kCount + word, term.word[part]);
-        }
+      const int32_t code = codes[column * kWidth + k];
+      if (code == 0 || code >= kPlusInfinity) continue;
+      const Term<kWords<T>> term(w[k] * value, code, bits);
+      RESCALED_UNROLL for (int part = 0; part < kWords<T>; ++part) {
+        const int word = k * kWords<T> + part;
+        table.add(slot, word, sums + column * kCount + word, term.word[part]);
       }
     }
   });
@@ -122,16 +106,18 @@ __global__ void __launch_bounds__(kThreads, 1)
   using S = Number<T>;
   const int64_t number = int64_t{block_index()} * kThreads + thread_index();
   if (number >= p.batches * p.columns * plan.vectors) return;
-  const int64_t batch = number / (p.columns * plan.vectors), k = number / p.columns % plan.vectors, j = number % p.columns;
+  const int64_t batch = number / (p.columns * plan.vectors), k = number / p.columns % plan.vectors,
+                j = number % p.columns;
   const int64_t index = (batch * p.columns + j) * width_of(plan.vectors) + k;
-  double sum = value_of_sum<kWords<T>>(workspace_at<uint64_t>(p, plan.sums) + index * kWords<T>, workspace_at<int32_t>(p, plan.codes)[index],
-                                       bits_of_terms(plan.room));
+  double sum = value_of_sum<kWords<T>>(workspace_at<uint64_t>(p, plan.sums) + index * kWords<T>,
+                                       workspace_at<int32_t>(p, plan.codes)[index], bits_of_terms(plan.room));
   if (workspace_at<int32_t>(p, plan.wrong)[batch] != 0) sum = __builtin_nan("");
   if constexpr (kSource == Source::sides) workspace_at<double>(p, plan.sides)[(batch * 3 + k) * p.columns + j] = sum;
   const bool is_vector = kSource == Source::sides || plan.resident;
   const OutputView out = matrix(kSource == Source::sides ? p.gradient : plan.resident ? p.noise : p.sums, p, batch);
   if (is_vector && k > 0) return;
-  static_cast<S*>(out.data)[is_vector ? j * out.row : (plan.first + k) * out.row + j * out.column] = static_cast<S>(sum);
+  static_cast<S*>(out.data)[is_vector ? j * out.row : (plan.first + k) * out.row + j * out.column] =
+      static_cast<S>(sum);
 }
 
 __global__ void __launch_bounds__(kThreads, 1) csr_fill(uint32_t* to, int64_t count) {
@@ -160,7 +146,8 @@ const char* with_source(Source source, int vectors, Function f) {
 
 const char* csr_clear(const CsrParameters& p, int64_t offset, int64_t bytes, void* stream) {
   const int64_t count = bytes / 4;
-  return launch(csr_fill, (count + kThreads - 1) / kThreads, kThreads, 0, stream, workspace_at<uint32_t>(p, offset), count);
+  return launch(csr_fill, (count + kThreads - 1) / kThreads, kThreads, 0, stream, workspace_at<uint32_t>(p, offset),
+                count);
 }
 
 const char* csr_bounds(const CsrParameters& p, const WalkPlan& plan, Source source, void* stream) {
@@ -179,13 +166,14 @@ const char* csr_sums(const CsrParameters& p, const WalkPlan& given, Source sourc
       if constexpr (which() != Source::diagonal) {
         constexpr int kSlotBytes = Table<width() * kWords<T>>::kSlotBytes;
         WalkPlan plan = given;
-        plan.slots = slots_of(p.columns, static_cast<double>(p.nonzeros) / static_cast<double>(plan.chunks), kSlotBytes);
-        const char* error = launch(csr_add_walk<T, decltype(index), which(), width()>, p.batches * plan.chunks, kThreads,
-                                   plan.slots * kSlotBytes, stream, p, plan);
+        plan.slots =
+            slots_of(p.columns, static_cast<double>(p.nonzeros) / static_cast<double>(plan.chunks), kSlotBytes);
+        const char* error = launch(csr_add_walk<T, decltype(index), which(), width()>, p.batches * plan.chunks,
+                                   kThreads, plan.slots * kSlotBytes, stream, p, plan);
         const int64_t numbers = p.batches * p.columns * plan.vectors;
-        return error != nullptr ? error
-                                : launch(csr_write<T, which()>, (numbers + kThreads - 1) / kThreads, kThreads, 0,
-                                         stream, p, plan);
+        return error != nullptr
+                   ? error
+                   : launch(csr_write<T, which()>, (numbers + kThreads - 1) / kThreads, kThreads, 0, stream, p, plan);
       }
       return nullptr;
     });
