@@ -9,6 +9,7 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/log.h>
 #include <ATen/ops/matmul.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
@@ -68,7 +69,10 @@ RegressionCurvature RegressionData::curvature(const Tensor& rows, double square,
   Tensor statistics = at::zeros({Numbers::count}, rows.options().dtype(at::kDouble));
   statistics[Numbers::square].fill_(square);
   const RegressionCurvature found = regression_curvature(problem_.design(), rows, statistics, curvature);
-  return {wide(found.gradient), wide(found.hessian), wide(found.noise)};
+  if (rows.is_cpu()) return {wide(found.gradient), wide(found.hessian), wide(found.noise)};
+  const int64_t d = columns();  // one copy: each waits for the device
+  const Tensor all = wide(at::cat({found.gradient, found.noise, found.hessian.flatten()}));
+  return {all.slice(0, 0, d), all.slice(0, 2 * d).view({d, d}), all.slice(0, d, 2 * d)};
 }
 
 RegressionCurvature RegressionData::weighted_gram(const Tensor& right, const Tensor& weight, const Tensor& p,
@@ -167,10 +171,16 @@ Tensor RegressionData::vectors(const Tensor& logits, const Point& point, const R
   const Tensor statistics = at::tensor(at::ArrayRef<double>(point.data(), point.size())).to(logits.device());
   return regression_rows(logits, statistics, problem_, settings);
 }
-ModelNumbers RegressionData::model(const Tensor& vectors, const Tensor& direction, Tensor& step) const {
+RegressionData::Ahead RegressionData::ahead(const Tensor& vectors, const Tensor& logits, const Tensor& direction,
+                                            Tensor& step, const RegressionSettings& settings) const {
   using Model = rescaled::RegressionModel;
   const Tensor here = regression_model(vectors, direction);
-  if (group_.single()) return numbers<Model::count>(here);
+  if (group_.single()) {
+    const Tensor one = at::ones({1}, here.options());
+    const Tensor whole = regression_statistics(logits, direction, one, problem_, settings);
+    const Tensor both = wide(at::cat({here, whole.flatten()}));
+    return {numbers<Model::count>(both), numbers<Numbers::count>(both.slice(0, Model::count))};
+  }
   const Tensor parts = wide(group_.gathered(at::cat({here, step.to(at::kDouble)})));
   step = parts[0].slice(0, Model::count).to(step.options());
   ModelNumbers all{};
@@ -181,7 +191,7 @@ ModelNumbers RegressionData::model(const Tensor& vectors, const Tensor& directio
     if (one[Model::largest] > all[Model::largest] || std::isnan(one[Model::largest]))
       all[Model::largest] = one[Model::largest];
   }
-  return all;
+  return {all, point(logits, direction, 1, settings)};
 }
 
 }  // namespace torch_rescaled::solvers

@@ -74,8 +74,15 @@ class RegressionData {
   Tensor vectors(const Tensor& logits, const Point& point, const RegressionSettings&) const;  // RegressionRows
   // w_i v_i^2, with v as in docs/math.md (9); undefined in the plain form, where v = 0.
   Tensor squares(const Tensor& logits, const Point& point, const RegressionSettings&) const;
-  // `direction`: A step; all leave with the step of the first process, which is theirs but for rounding.
-  ModelNumbers model(const Tensor& vectors, const Tensor& direction, Tensor& step) const;
+  // The second-order model along `direction` = A step, and the numbers at logits + direction, which is mostly where the
+  // step ends: asked for together, so that the device is waited for once. All processes leave with the step of the
+  // first, which is theirs but for rounding.
+  struct Ahead {
+    ModelNumbers model;
+    Point whole;
+  };
+  Ahead ahead(const Tensor& vectors, const Tensor& logits, const Tensor& direction, Tensor& step,
+              const RegressionSettings&) const;
 
  private:
   Tensor number_of(double x) const;  // [1], to send

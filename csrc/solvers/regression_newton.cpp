@@ -46,11 +46,12 @@ void RegressionSolver::newton_iteration(std::vector<Tensor>& history) {
   }
   Tensor step = found.step.to(state_.x.options());
   const Tensor t = matvec(step);
-  const Models models(data_.model(rows_, t, step), point_[Numbers::square]);
-  search(step, t, models, history);
+  const RegressionData::Ahead ahead = data_.ahead(rows_, state_.logits, t, step, form_);
+  search(step, t, Models(ahead.model, point_[Numbers::square]), ahead.whole, history);
 }
 
-void RegressionSolver::search(const Tensor& step, const Tensor& t, const Models& models, std::vector<Tensor>& history) {
+void RegressionSolver::search(const Tensor& step, const Tensor& t, const Models& models, const Point& whole,
+                              std::vector<Tensor>& history) {
   const double promised = -models.slope, reach = models.largest, size = 1 + point_[Numbers::largest],
                model = model_of_step(), noise = rounding();
   const bool no_move = reach <= std::max(options_.xtol, 8 * epsilon_) * size;
@@ -63,7 +64,7 @@ void RegressionSolver::search(const Tensor& step, const Tensor& t, const Models&
     return found > kArmijo * factor * promised || (promised < 10 * noise && found >= -noise && last == Status::running);
   };
   double factor = reach > kReach ? kReach / reach : 1;
-  double found = gain(point_, trial(t, factor));
+  double found = gain(point_, factor == 1 ? whole : trial(t, factor));
   bool good = accepted(factor, found);
   if (last != Status::running) {  // the last step: taken unless the loss, which it hardly moves, says otherwise
     if (found >= -noise) take(step, t, factor);

@@ -55,7 +55,9 @@ class RegressionSolver {
   // Newton's method.
   void newton_iteration(std::vector<Tensor>& history);
   double model_of_step() const;  // of the history
-  void search(const Tensor& step, const Tensor& t, const Models& models, std::vector<Tensor>& history);
+  // `whole`: numbers at the end of the step.
+  void search(const Tensor& step, const Tensor& t, const Models& models, const Point& whole,
+              std::vector<Tensor>& history);
   void take(const Tensor& step, const Tensor& t, double factor);
 
   // Hessians of samples.
