@@ -27,10 +27,12 @@ KERNELS = [
     ("test_regression_csr_device.py", ""),
     ("test_matrix_regression.py", "test_derivatives and float64 and keys or hides"),
 ]
-# Of the matrix regression: rows shared by several warps, for which problems are otherwise too small; factors in steps.
+# Of the matrix regression: rows shared by several warps, for which problems are otherwise too small; factors in steps. Of a sparse A:
+# the last warp first.
 VARIED = [
     ("test_matrix_regression_targets.py", "test_as_formed and exp-sparse or float32 and exp", {"RESCALED_TWIN_MANY_BLOCKS": "1"}),
     ("test_matrix_regression_targets.py", "test_as_formed and cosh-exp and rescaled", {"RESCALED_TWIN_SHARED_BYTES": "1"}),
+    ("test_regression_csr_device.py", "order or finite or stored", {"RESCALED_TWIN_REVERSE": "1"}),
 ]
 PLAIN = [
     ("test_attention_oracle.py", f"{EVERY_FEATURE} and cosh or test_some_leaves and sinh"),

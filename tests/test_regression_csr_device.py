@@ -161,6 +161,17 @@ def test_wrong_indices_are_not_followed(bad, index, device):
         Regression(matrix, b)
 
 
+@pytest.mark.parametrize(("n", "d"), [(4, 3), (4, 0), (0, 3), (40, 300)])
+def test_nothing_is_stored(n, d, device):
+    crow, col, values = moved(device, torch.zeros(n + 1, dtype=torch.int32), torch.zeros(0, dtype=torch.int32), torch.zeros(0))
+    b, x = moved(device, torch.rand(n), torch.ones(d))
+    settings = {"curvature": "full", "form": "plain"}
+    found = OPS.regression_evaluate_csr(crow, col, values, d, b, x, **settings)
+    expected = regression_evaluate(torch.zeros(n, d), b.cpu(), x.cpu(), **settings)
+    torch.testing.assert_close([t.cpu() for t in found], list(expected))
+    assert OPS._regression_transposed(values, torch.ones(2, n, device=device), False, crow, col, d).eq(0).all()
+
+
 @pytest.mark.parametrize("method", ["newton", "lbfgs", "cg"])
 def test_solves(method, device):
     A, components, (_, x, *_) = sparse_problem(600, 40, 0.1, weights=False)
