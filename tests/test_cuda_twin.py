@@ -27,8 +27,8 @@ KERNELS = [
     ("test_regression_csr_device.py", ""),
     ("test_matrix_regression.py", "test_derivatives and float64 and keys or hides"),
 ]
-# Of the matrix regression: rows shared by several warps, for which problems are otherwise too small; factors in steps. Of a sparse A:
-# the last warp first.
+# Of the matrix regression: rows shared by several warps, for which problems are otherwise too small; factors in steps. Of a
+# sparse A: the last warp first.
 VARIED = [
     ("test_matrix_regression_targets.py", "test_as_formed and exp-sparse or float32 and exp", {"RESCALED_TWIN_MANY_BLOCKS": "1"}),
     ("test_matrix_regression_targets.py", "test_as_formed and cosh-exp and rescaled", {"RESCALED_TWIN_SHARED_BYTES": "1"}),
