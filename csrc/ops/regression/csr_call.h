@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // A regression of a sparse A as its kernels' parameters.
 #pragma once
+#include <ATen/ops/empty.h>
+
 #include <algorithm>
+#include <tuple>
+#include <vector>
 
 #include "../../kernels/regression/csr.h"
 #include "parameters.h"
@@ -42,7 +46,7 @@ struct CsrCall {
   }
 };
 
-// `f` prepares a call for what it is called with: A v, A^T weights, gradient, Hessian and noise of resident rows.
+// Outputs of A v, of A^T weights, and of a curvature, which `f` fills: it is called with the call that has them.
 template <class Function>
 Tensor with_matvec(const Design& A, const Tensor& v, Function f) {
   CsrCall call(A, {{}, {}, v, {}, {}});

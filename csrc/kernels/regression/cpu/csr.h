@@ -102,7 +102,7 @@ RESCALED_INLINE void for_groups(const CsrRows<Index>& a, int64_t first, int64_t 
   }
 }
 
-// The same for blocks, whose indices nobody has looked at or followed yet.
+// The same for blocks, whatever their indices are.
 template <class Index, class Function>
 RESCALED_INLINE void for_csr_blocks(const CsrRows<Index>& a, int64_t first, int64_t last, Function f) {
   for_groups(a, first, last, kBlockValues, f);
