@@ -222,3 +222,25 @@ def test_the_static_runtime_shares_the_context_of_torch():
     assert int(devices["cuda_devices"].split()[0]) == torch.cuda.device_count()
     major, minor = torch.cuda.get_device_capability()
     assert devices["cuda_device_0"].startswith(f"{major}.{minor},")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["newton", "lbfgs"])
+def test_an_iteration_of_a_solve_waits_for_the_device_once(method):
+    """Where the whole step is taken: calls of the runtime that wait, in solves that differ by three iterations."""
+    torch.manual_seed(0)
+    A = torch.randn(20000, 24, device="cuda")
+    b = torch.softmax(A @ torch.randn(24, device="cuda") / 3, 0) * (1 + 0.3 * torch.randn(20000, device="cuda"))
+    x0 = 0.1 * torch.randn(24, device="cuda")
+
+    def waits(iterations):
+        problem = torch_rescaled.Regression(A, b, form="normalized")
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]) as profile:
+            solution = torch_rescaled.solve(problem, x0, method=method, ftol=0.0, max_iterations=iterations)
+        factors = solution.history[:, solution.columns.index("factor")].tolist()
+        assert len(factors) == iterations and all(factor == 1 for factor in factors[1:])
+        return sum(event.count for event in profile.key_averages() if "Synchronize" in event.key)
+
+    waits(1)  # libraries are loaded
+    first, last = (2, 5) if method == "newton" else (5, 8)  # the first steps of "lbfgs" are Newton's
+    assert 0 < waits(last) - waits(first) <= last - first

@@ -233,7 +233,7 @@ def test_nothing_cancels_where_the_fit_is_exact(shards):
 
 
 def test_an_evaluation_is_one_collective(shards):
-    """An L-BFGS iteration gathers once; Newton's gathers the models, each trial and the new point, and sums the Hessian once."""
+    """An L-BFGS iteration gathers once; a whole step of Newton's gathers the models and its end, and sums the Hessian once."""
     counts, history = shards[0]["collectives", "lbfgs"]
     by_memory = (history[:, 6] == 2).nonzero().flatten().tolist()
     steps = counts.diff(dim=0)
@@ -241,7 +241,7 @@ def test_an_evaluation_is_one_collective(shards):
     counts, history = shards[0]["collectives", "newton"]
     steps = counts.diff(dim=0)
     whole = [i for i in range(len(history) - 1) if history[i, 4] == 1 and history[i, 7] == history[i + 1, 7]]
-    assert whole and all(steps[i].tolist() == [3, 1] for i in whole)
+    assert whole and all(steps[i].tolist() == [2, 1] for i in whole)
     for part in shards:
         assert all(torch.equal(part["collectives", m][0], shards[0]["collectives", m][0]) for m in ("newton", "lbfgs"))
 

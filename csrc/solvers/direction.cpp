@@ -10,6 +10,8 @@
 #include <ATen/ops/linalg_eigh.h>
 #include <ATen/ops/linalg_solve_triangular.h>
 #include <ATen/ops/matmul.h>
+#include <ATen/ops/maximum.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
 
 #include <limits>
@@ -20,16 +22,35 @@ namespace {
 
 constexpr double kEpsilon = std::numeric_limits<double>::epsilon();
 
-// 1 / sqrt of the diagonal, floored at 1e-14 of its largest entry; undefined for a Hessian without one.
+constexpr double kFloor = 1e-14;  // of the largest entry of the diagonal, and of 1
+
+// 1 / sqrt of the diagonal, floored; undefined for a Hessian without one.
 Tensor scaling(const Tensor& hessian) {
   const Tensor diagonal = hessian.diagonal().abs();
   const double most = diagonal.numel() > 0 ? diagonal.max().item<double>() : 0;
   if (!(most > 0) || most > std::numeric_limits<double>::max()) return {};
-  return diagonal.clamp_min(1e-14 * most).rsqrt();
+  return diagonal.clamp_min(kFloor * most).rsqrt();
 }
 Tensor scaled(const Tensor& hessian, const Tensor& scale) { return hessian * scale.unsqueeze(0) * scale.unsqueeze(1); }
 
+// A pivot no larger than the damping, where that is next to nothing, is zero.
+bool is_zero(double pivot, double d, double damping) {
+  return damping < 1e-8 && pivot * pivot < 100 * d * kEpsilon + 2 * damping;
+}
+
 }  // namespace
+
+Attempt attempted_direction(const Tensor& hessian, const Tensor& gradient, double damping) {
+  const Tensor diagonal = hessian.diagonal().abs(), scale = at::maximum(diagonal, kFloor * diagonal.max()).rsqrt();
+  const Tensor identity = at::eye(hessian.size(0), hessian.options());
+  const auto [factor, info] = at::linalg_cholesky_ex(scaled(hessian, scale) + (damping + kFloor) * identity);
+  const Tensor step = -scale * at::cholesky_solve((scale * gradient).unsqueeze(-1), factor).squeeze(-1);
+  return {step, at::stack({info.to(at::kDouble), factor.diagonal().min(), step.isfinite().all().to(at::kDouble)})};
+}
+bool attempt_serves(const double* checks, int64_t columns, double damping) {
+  return checks[0] == 0 && checks[1] > 0 && !is_zero(checks[1], static_cast<double>(columns), damping) &&
+         checks[2] == 1;
+}
 
 Direction newton_direction(const Tensor& hessian, const Tensor& gradient, double damping) {
   Direction out;
@@ -39,11 +60,10 @@ Direction newton_direction(const Tensor& hessian, const Tensor& gradient, double
                right = (scale * gradient).unsqueeze(-1);
   const double d = static_cast<double>(matrix.size(0));
   for (double shift = 0; shift < 1e6; shift = shift == 0 ? 1e-10 : 10 * shift) {
-    const auto [factor, info] = at::linalg_cholesky_ex(matrix + (damping + 1e-14 + shift) * identity);
+    const auto [factor, info] = at::linalg_cholesky_ex(matrix + (damping + kFloor + shift) * identity);
     if (info.item<int32_t>() != 0) continue;
     const double least = factor.diagonal().min().item<double>();
-    // A pivot no larger than the damping, where that is next to nothing, is zero.
-    if (shift == 0 && damping < 1e-8 && least * least < 100 * d * kEpsilon + 2 * damping) {
+    if (shift == 0 && is_zero(least, d, damping)) {
       out.deficient = true;
       out.step = -scale * symmetric_solve(matrix, right.squeeze(-1), 100 * d * kEpsilon);
     } else {

@@ -18,6 +18,16 @@ struct Direction {
   bool deficient = false;  // the Hessian is singular to rounding: the step is the shortest one (in the scaled norm)
 };
 
+// One try at it, where the Hessian is, without a look at any number: for a GPU, which a look waits for.
+struct Attempt {
+  Tensor step;    // [d]
+  Tensor checks;  // [kChecks]: 0 where there is a factor, its least pivot, 1 where the step is finite
+  static constexpr int64_t kChecks = 3;
+};
+Attempt attempted_direction(const Tensor& hessian, const Tensor& gradient, double damping);
+// Whether it is the one that newton_direction finds at once, by its checks.
+bool attempt_serves(const double* checks, int64_t columns, double damping);
+
 // hessian [d, d], gradient [d]. An indefinite Hessian is shifted until it is not.
 Direction newton_direction(const Tensor& hessian, const Tensor& gradient, double damping);
 

@@ -9,7 +9,6 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/log.h>
 #include <ATen/ops/matmul.h>
-#include <ATen/ops/ones.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
@@ -28,6 +27,13 @@ namespace torch_rescaled::solvers {
 
 using namespace rescaled::ops;
 using Numbers = rescaled::RegressionStatistics;
+
+RegressionCurvature hosted(const RegressionCurvature& c) {
+  if (c.hessian.is_cpu()) return {wide(c.gradient), wide(c.hessian), wide(c.noise)};
+  const int64_t d = c.gradient.size(0);  // one copy: each waits for the device
+  const Tensor all = wide(at::cat({c.gradient, c.noise, c.hessian.flatten()}));
+  return {all.slice(0, 0, d), all.slice(0, 2 * d).view({d, d}), all.slice(0, d, 2 * d)};
+}
 
 RegressionData::RegressionData(const RegressionPoint& problem, const Group& group)
     : problem_(problem), group_(group), rows_(problem.b.numel()) {
@@ -56,23 +62,26 @@ RegressionData::Evaluation RegressionData::evaluate(const Tensor& x, const Regre
     return {numbers<Numbers::count>(statistics), gradient, all[0].slice(0, size).to(x.options())};
   }
   const auto [statistics, gradient] = regression_evaluate(here, settings);
-  return {numbers<Numbers::count>(statistics), wide(gradient), x};
+  const Tensor all = wide(at::cat({statistics, gradient}));  // one copy: each waits for a device
+  return {numbers<Numbers::count>(all), all.slice(0, Numbers::count), x};
 }
 
-RegressionCurvature RegressionData::curvature(const Tensor& rows, double square, c10::string_view curvature) const {
+RegressionCurvature RegressionData::curvature_here(const Tensor& rows, const Tensor& statistics,
+                                                   c10::string_view curvature) const {
   if (!group_.single()) {
     const RegressionGram part = regression_part_gram(problem_.design(), rows, curvature);
     const Tensor all = wide(group_.sum(at::cat({part.sides, part.gram})));
     const int64_t sides = part.sides.size(0);
-    return finished_gram({all.slice(0, 0, sides), all.slice(0, sides)}, square);
+    return finished_gram({all.slice(0, 0, sides), all.slice(0, sides)}, wide(statistics[Numbers::square]).item<double>());
   }
+  const RegressionCurvature found = regression_curvature(problem_.design(), rows, statistics, curvature);
+  return {found.gradient.to(at::kDouble), found.hessian.to(at::kDouble), found.noise.to(at::kDouble)};
+}
+
+RegressionCurvature RegressionData::curvature(const Tensor& rows, double square, c10::string_view curvature) const {
   Tensor statistics = at::zeros({Numbers::count}, rows.options().dtype(at::kDouble));
   statistics[Numbers::square].fill_(square);
-  const RegressionCurvature found = regression_curvature(problem_.design(), rows, statistics, curvature);
-  if (rows.is_cpu()) return {wide(found.gradient), wide(found.hessian), wide(found.noise)};
-  const int64_t d = columns();  // one copy: each waits for the device
-  const Tensor all = wide(at::cat({found.gradient, found.noise, found.hessian.flatten()}));
-  return {all.slice(0, 0, d), all.slice(0, 2 * d).view({d, d}), all.slice(0, d, 2 * d)};
+  return hosted(curvature_here(rows, statistics, curvature));
 }
 
 RegressionCurvature RegressionData::weighted_gram(const Tensor& right, const Tensor& weight, const Tensor& p,
@@ -167,19 +176,25 @@ Point RegressionData::point(const Tensor& logits, const Tensor& direction, doubl
   return numbers<Numbers::count>(statistics(logits, direction, steps, settings));
 }
 
-Tensor RegressionData::vectors(const Tensor& logits, const Point& point, const RegressionSettings& settings) const {
-  const Tensor statistics = at::tensor(at::ArrayRef<double>(point.data(), point.size())).to(logits.device());
+Tensor RegressionData::statistics_of(const Point& point) const {
+  return at::tensor(at::ArrayRef<double>(point.data(), point.size())).to(problem_.b.device(), /*non_blocking=*/true);
+}
+Tensor RegressionData::vectors(const Tensor& logits, const Tensor& statistics,
+                               const RegressionSettings& settings) const {
   return regression_rows(logits, statistics, problem_, settings);
 }
-RegressionData::Ahead RegressionData::ahead(const Tensor& vectors, const Tensor& logits, const Tensor& direction,
-                                            Tensor& step, const RegressionSettings& settings) const {
+RegressionData::Ahead RegressionData::ahead(const Tensor& vectors, const Tensor& direction, Tensor& step,
+                                            const std::function<Tensor(const Tensor& step)>& logits_after,
+                                            const RegressionSettings& settings, const Tensor& others) const {
   using Model = rescaled::RegressionModel;
   const Tensor here = regression_model(vectors, direction);
   if (group_.single()) {
-    const Tensor one = at::ones({1}, here.options());
-    const Tensor whole = regression_statistics(logits, direction, one, problem_, settings);
-    const Tensor both = wide(at::cat({here, whole.flatten()}));
-    return {numbers<Model::count>(both), numbers<Numbers::count>(both.slice(0, Model::count))};
+    const Tensor logits = logits_after(step),
+                 whole = regression_statistics(logits, {}, {}, problem_, settings).flatten();
+    const Tensor all = wide(others.defined() ? at::cat({here, whole, others}) : at::cat({here, whole}));
+    constexpr int64_t known = int64_t{Model::count} + int64_t{Numbers::count};
+    return {numbers<Model::count>(all), numbers<Numbers::count>(all.slice(0, Model::count)), logits, whole,
+            all.slice(0, known)};
   }
   const Tensor parts = wide(group_.gathered(at::cat({here, step.to(at::kDouble)})));
   step = parts[0].slice(0, Model::count).to(step.options());
@@ -191,7 +206,9 @@ RegressionData::Ahead RegressionData::ahead(const Tensor& vectors, const Tensor&
     if (one[Model::largest] > all[Model::largest] || std::isnan(one[Model::largest]))
       all[Model::largest] = one[Model::largest];
   }
-  return {all, point(logits, direction, 1, settings)};
+  const Tensor logits = logits_after(step);
+  const Point whole = point(logits, settings);
+  return {all, whole, logits, statistics_of(whole), {}};
 }
 
 }  // namespace torch_rescaled::solvers

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <functional>
 
 #include "direction.h"
 #include "group.h"
@@ -23,6 +24,9 @@ std::array<double, kCount> numbers(const Tensor& t) {
 }
 using Point = std::array<double, rescaled::RegressionStatistics::count>;
 using ModelNumbers = std::array<double, rescaled::RegressionModel::count>;
+
+// On the CPU, contiguous.
+RegressionCurvature hosted(const RegressionCurvature&);
 
 class RegressionData {
  public:
@@ -61,6 +65,8 @@ class RegressionData {
   // A Gram too: gradient, Hessian and noise of the vectors `rows` (RegressionRows), float64 on the CPU. `square`: of
   // RegressionStatistics.
   RegressionCurvature curvature(const Tensor& rows, double square, c10::string_view curvature) const;
+  // The same where the rows are, for RegressionStatistics there; of a group, on the CPU.
+  RegressionCurvature curvature_here(const Tensor& rows, const Tensor& statistics, c10::string_view curvature) const;
   // The same of A^T right, A^T diag(weight) A + square (A^T p)(A^T p)^T.
   RegressionCurvature weighted_gram(const Tensor& right, const Tensor& weight, const Tensor& p, double square) const;
 
@@ -71,18 +77,22 @@ class RegressionData {
   Tensor losses_along(const Tensor& t, const Tensor& steps, const RegressionSettings&) const;
   Point point(const Tensor& logits, const RegressionSettings&) const;
   Point point(const Tensor& logits, const Tensor& direction, double step, const RegressionSettings&) const;
-  Tensor vectors(const Tensor& logits, const Point& point, const RegressionSettings&) const;  // RegressionRows
+  Tensor statistics_of(const Point&) const;  // where the rows are
+  Tensor vectors(const Tensor& logits, const Tensor& statistics, const RegressionSettings&) const;  // RegressionRows
   // w_i v_i^2, with v as in docs/math.md (9); undefined in the plain form, where v = 0.
   Tensor squares(const Tensor& logits, const Point& point, const RegressionSettings&) const;
-  // The second-order model along `direction` = A step, and the numbers at logits + direction, which is mostly where the
-  // step ends: asked for together, so that the device is waited for once. All processes leave with the step of the
-  // first, which is theirs but for rounding.
+  // The second-order model along `direction` = A step, and the numbers where the whole step ends, at logits that
+  // `logits_after` tells, which mostly is where the solver goes: with what else is wanted (float64 [.], of one process
+  // alone) asked for together, so that a device is waited for once. All processes leave with the step of the first,
+  // which is theirs but for rounding.
   struct Ahead {
     ModelNumbers model;
     Point whole;
+    Tensor logits, statistics, others;  // where the whole step ends, where the rows are; `others` on the CPU
   };
-  Ahead ahead(const Tensor& vectors, const Tensor& logits, const Tensor& direction, Tensor& step,
-              const RegressionSettings&) const;
+  Ahead ahead(const Tensor& vectors, const Tensor& direction, Tensor& step,
+              const std::function<Tensor(const Tensor& step)>& logits_after, const RegressionSettings&,
+              const Tensor& others = {}) const;
 
  private:
   Tensor number_of(double x) const;  // [1], to send

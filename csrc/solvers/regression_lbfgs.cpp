@@ -64,6 +64,12 @@ SolveMethod choose_method(const RegressionData& data, bool many_grams, double& g
   return gram_ratio > 1 ? SolveMethod::lbfgs : SolveMethod::newton;
 }
 
+const Tensor& RegressionSolver::x_here() {
+  auto& [of, here] = x_here_;
+  if (!of.is_same(state_.x)) of = state_.x, here = of.to(at::kCPU);
+  return here;
+}
+
 void RegressionSolver::memory_iteration(std::vector<Tensor>& history) {
   constexpr double kModel = 2;
   Memory& memory = state_.memory;
@@ -76,7 +82,7 @@ void RegressionSolver::memory_iteration(std::vector<Tensor>& history) {
     return converged(Status::gradient);
   }
   // What rounding x does to the gradient and to the loss. Newton's steps carry A x on, and see below it.
-  const Tensor square = wide(state_.x).square(), noise_of_x = at::matmul(memory.hessian.square(), square);
+  const Tensor old_here = x_here(), square = wide(old_here).square(), noise_of_x = at::matmul(memory.hessian.square(), square);
   const double loss_of_x = at::dot(memory.hessian.diagonal().abs(), square).item<double>() / unit;
   bool below_rounding = is_rounding(relative_size(gradient, memory.noise + noise_of_x));
   const auto [step, shift, deficient] = memory.direction(gradient, options_.damping);
@@ -92,7 +98,9 @@ void RegressionSolver::memory_iteration(std::vector<Tensor>& history) {
   const double noise = rounding();
   const Point before = point_;
   const Tensor old_x = state_.x, old_gradient = state_.gradient;
-  state_.x = old_x + step.to(old_x.options());
+  // On the CPU, so that no device is waited for to know it.
+  const Tensor next = old_here + step.to(old_here.scalar_type());
+  state_.x = next.to(old_x.options(), /*non_blocking=*/true), x_here_ = {state_.x, next};
   evaluate_at_x();
   const double found = gain(before, point_);
   const bool good = found > kArmijo * promised || ((last || promised < 10 * noise) && found >= -noise);
@@ -109,7 +117,7 @@ void RegressionSolver::memory_iteration(std::vector<Tensor>& history) {
     return watch_sum();
   }
   const double new_unit = std::exp(point_[Numbers::log_scale] - memory.log_scale);
-  memory.pairs.add(wide(state_.x) - wide(old_x), state_.gradient * new_unit - gradient);
+  memory.pairs.add(wide(x_here()) - wide(old_here), state_.gradient * new_unit - gradient);
   watch_sum();
 }
 

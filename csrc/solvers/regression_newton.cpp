@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // A step of damped Newton with z = A x and t = A s resident: two reads of A, the line search free.
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
 
 #include <algorithm>
 #include <cmath>
@@ -23,35 +24,71 @@ double RegressionSolver::model_of_step() const {
   return state_[State::full_mode] != 0 ? 1 : in_part() && !is(SolveMethod::cg) ? kSampledModel : 0;
 }
 
+RegressionSolver::Plan RegressionSolver::plan() {
+  Plan out;
+  if (!hessian_.is_cpu()) {
+    if (plan_unseen(out)) return out;
+    const RegressionCurvature here = hosted({gradient_, hessian_, noise_});
+    gradient_ = here.gradient, hessian_ = here.hessian, noise_ = here.noise, out = {};
+  }
+  state_[State::relative_gradient] = relative_size(gradient_, noise_);
+  if (is_rounding(state_[State::relative_gradient])) return out;
+  Direction& found = out.found;
+  found = is(SolveMethod::cg) ? conjugate_direction() : newton_direction(hessian_, gradient_, state_[State::damping]);
+  if (is_too_far(found) || !found.step.defined() || !found.step.isfinite().all().item<bool>()) return out;
+  out.step = found.step.to(state_.x.options(), /*non_blocking=*/true);
+  out.t = matvec(out.step);
+  out.ahead = data_.ahead(rows_, out.t, out.step, [&](const Tensor& step) { return logits_after(step, out.t); }, form_);
+  return out;
+}
+
+bool RegressionSolver::plan_unseen(Plan& out) {
+  const int64_t d = data_.columns();
+  if (d == 0) return false;
+  const double damping = state_[State::damping];
+  const Attempt attempt = attempted_direction(hessian_, gradient_, damping);
+  out.step = attempt.step.to(state_.x.scalar_type());
+  out.t = matvec(out.step);
+  const Tensor checks = at::cat({relative_sizes(gradient_, noise_).max().unsqueeze(0), attempt.checks});
+  out.ahead = data_.ahead(
+      rows_, out.t, out.step, [&](const Tensor& step) { return logits_after(step, out.t); }, form_, checks);
+  const double* const seen = out.ahead.others.const_data_ptr<double>();
+  state_[State::relative_gradient] = seen[0];
+  return is_rounding(seen[0]) || attempt_serves(seen + 1, d, damping);
+}
+
+// At state_.x + step.
+Tensor RegressionSolver::logits_after(const Tensor& step, const Tensor& t) {
+  return state_[State::since_refresh] + 1 >= kRefresh ? matvec(state_.x + step) : state_.logits + t;
+}
+
 void RegressionSolver::newton_iteration(std::vector<Tensor>& history) {
   settle();
   curve();
   state_[State::iterations] += 1;
-  const bool full = state_[State::full_mode] != 0;
-  state_[State::relative_gradient] = relative_size(gradient_, noise_);
+  const Plan plan = this->plan();
   if (is_rounding(state_[State::relative_gradient])) {
     record(history, 0, 0, model_of_step());
     return converged(Status::gradient);
   }
-  const Direction found =
-      is(SolveMethod::cg) ? conjugate_direction() : newton_direction(hessian_, gradient_, state_[State::damping]);
-  if (found.deficient) state_[State::deficient] = 1;
-  if (full && found.shift > 1e-2) {  // far from definite: Gauss-Newton knows better
+  if (plan.found.deficient) state_[State::deficient] = 1;
+  if (is_too_far(plan.found)) {
     state_[State::full_mode] = 0, fresh_ = is(SolveMethod::cg);
     return;
   }
-  if (!found.step.defined() || !found.step.isfinite().all().item<bool>()) {
+  if (!plan.step.defined()) {
     record(history, 0, 0, model_of_step());
     return state_[State::relative_gradient] == 0 ? converged(Status::gradient) : stop(Status::stalled);
   }
-  Tensor step = found.step.to(state_.x.options());
-  const Tensor t = matvec(step);
-  const RegressionData::Ahead ahead = data_.ahead(rows_, state_.logits, t, step, form_);
-  search(step, t, Models(ahead.model, point_[Numbers::square]), ahead.whole, history);
+  search(plan, Models(plan.ahead.model, point_[Numbers::square]), history);
 }
 
-void RegressionSolver::search(const Tensor& step, const Tensor& t, const Models& models, const Point& whole,
-                              std::vector<Tensor>& history) {
+// From definite, with the full Hessian: Gauss-Newton knows better.
+bool RegressionSolver::is_too_far(const Direction& found) const {
+  return state_[State::full_mode] != 0 && found.shift > 1e-2;
+}
+
+void RegressionSolver::search(const Plan& plan, const Models& models, std::vector<Tensor>& history) {
   const double promised = -models.slope, reach = models.largest, size = 1 + point_[Numbers::largest],
                model = model_of_step(), noise = rounding();
   const bool no_move = reach <= std::max(options_.xtol, 8 * epsilon_) * size;
@@ -64,23 +101,23 @@ void RegressionSolver::search(const Tensor& step, const Tensor& t, const Models&
     return found > kArmijo * factor * promised || (promised < 10 * noise && found >= -noise && last == Status::running);
   };
   double factor = reach > kReach ? kReach / reach : 1;
-  double found = gain(point_, factor == 1 ? whole : trial(t, factor));
+  double found = gain(point_, factor == 1 ? plan.ahead.whole : trial(plan.t, factor));
   bool good = accepted(factor, found);
   if (last != Status::running) {  // the last step: taken unless the loss, which it hardly moves, says otherwise
-    if (found >= -noise) take(step, t, factor);
+    if (found >= -noise) take(plan, factor);
     record(history, factor * reach, factor, model);
     return converged(last);
   }
   if (good) {
     while (factor < 1 && 2 * factor * reach <= kLongReach) {
-      const double more = gain(point_, trial(t, 2 * factor));
+      const double more = gain(point_, trial(plan.t, 2 * factor));
       if (!(more > 1.05 * found)) break;
       factor *= 2, found = more;
     }
   } else {
     for (int i = 0; i < kTries && !good; ++i) {
       factor *= i < 2 ? .5 : .25;
-      found = gain(point_, trial(t, factor));
+      found = gain(point_, trial(plan.t, factor));
       good = accepted(factor, found);
     }
   }
@@ -98,27 +135,29 @@ void RegressionSolver::search(const Tensor& step, const Tensor& t, const Models&
   state_[State::full_mode] = (!in_part() || is(SolveMethod::cg)) && by_full > 0 && factor * reach < 1 &&
                              std::abs(found - by_full) < .7 * std::abs(found - by_gauss_newton);
   const double before = log_loss(point_), log_scale = point_[Numbers::log_scale];
-  take(step, t, factor);
+  take(plan, factor);
   record(history, factor * reach, factor, model);
   if (flat(before)) return converged(Status::flat);
   if (with_memory() && state_[State::exact] == 1 && factor == 1 && reach < kNear && !poor) {
-    state_.memory.begin(hessian_, noise_, log_scale);
+    state_.memory.begin(wide(hessian_), wide(noise_), log_scale);
     state_[State::exact] = 0;
     evaluate_at_x();
   }
   watch_sum();
 }
 
-void RegressionSolver::take(const Tensor& step, const Tensor& t, double factor) {
-  state_.x = state_.x + factor * step;
-  state_[State::since_refresh] += 1;
-  if (state_[State::since_refresh] >= kRefresh) {
-    state_.logits = matvec(state_.x);
-    state_[State::since_refresh] = 0;
+void RegressionSolver::take(const Plan& plan, double factor) {
+  const bool refreshes = state_[State::since_refresh] + 1 >= kRefresh;
+  state_.x = state_.x + factor * plan.step;
+  state_[State::since_refresh] = refreshes ? 0 : state_[State::since_refresh] + 1;
+  if (factor == 1) {
+    state_.logits = plan.ahead.logits, point_ = plan.ahead.whole;
+    moved();
+    statistics_ = plan.ahead.statistics;
   } else {
-    state_.logits = state_.logits + factor * t;
+    state_.logits = refreshes ? matvec(state_.x) : state_.logits + factor * plan.t;
+    evaluate();  // at the rounded logits, which the next rows are of
   }
-  evaluate();  // at the rounded logits, which the next rows are of
 }
 
 }  // namespace torch_rescaled::solvers

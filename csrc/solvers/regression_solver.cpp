@@ -50,8 +50,12 @@ void RegressionSolver::set_form() {
 
 void RegressionSolver::evaluate() {
   point_ = data_.point(state_.logits, form_);
+  moved();
+}
+
+void RegressionSolver::moved() {
   state_[State::points] += 1;
-  rows_ = Tensor();
+  statistics_ = rows_ = Tensor();
   fresh_ = false;
 }
 
@@ -64,11 +68,10 @@ void RegressionSolver::settle() {
 
 void RegressionSolver::evaluate_at_x() {
   const Clock clock(state_[State::seconds_reads]);
-  state_[State::reads] += 1, state_[State::points] += 1, state_[State::resident] = 0;
+  state_[State::reads] += 1, state_[State::resident] = 0;
   const RegressionData::Evaluation found = data_.evaluate(state_.x, form_);
   point_ = found.point, state_.gradient = found.gradient, state_.x = found.x;
-  rows_ = Tensor();
-  fresh_ = false;
+  moved();
 }
 
 Point RegressionSolver::trial(const Tensor& direction, double step) {
@@ -82,7 +85,9 @@ Tensor RegressionSolver::matvec(const Tensor& v) {
 }
 
 void RegressionSolver::fill_rows() {
-  if (!rows_.defined()) rows_ = data_.vectors(state_.logits, point_, form_);
+  if (rows_.defined()) return;
+  if (!statistics_.defined()) statistics_ = data_.statistics_of(point_);
+  rows_ = data_.vectors(state_.logits, statistics_, form_);
 }
 
 void RegressionSolver::curve() {
@@ -94,8 +99,9 @@ void RegressionSolver::curve() {
   }
   if (in_part()) sample_failed(/*hopeless=*/true);
   const Clock clock(state_[State::seconds_grams]);
-  const RegressionCurvature found =
-      data_.curvature(rows_, point_[Numbers::square], state_[State::full_mode] != 0 ? "full" : "gauss_newton");
+  RegressionCurvature found =
+      data_.curvature_here(rows_, statistics_, state_[State::full_mode] != 0 ? "full" : "gauss_newton");
+  if (is(SolveMethod::cg)) found = hosted(found);
   state_[State::reads] += 1, state_[State::grams] += 1;
   gradient_ = found.gradient, hessian_ = found.hessian, noise_ = found.noise;
   fresh_ = true;

@@ -4,6 +4,7 @@
 // Hessians of some rows.
 #pragma once
 #include <chrono>
+#include <utility>
 #include <vector>
 
 #include "regression_state.h"
@@ -44,6 +45,7 @@ class RegressionSolver {
   // Knowing a point.
   void set_form();
   void evaluate();       // its numbers, from the logits
+  void moved();          // its numbers are others
   void settle();         // its logits and numbers: a read of A, unless they are there
   void evaluate_at_x();  // its numbers and gradient, without logits: a read
   void fill_rows();      // the vectors of the resident point, unless they are there
@@ -55,10 +57,19 @@ class RegressionSolver {
   // Newton's method.
   void newton_iteration(std::vector<Tensor>& history);
   double model_of_step() const;  // of the history
-  // `whole`: numbers at the end of the step.
-  void search(const Tensor& step, const Tensor& t, const Models& models, const Point& whole,
-              std::vector<Tensor>& history);
-  void take(const Tensor& step, const Tensor& t, double factor);
+  struct Plan {
+    Direction found;
+    Tensor step, t;  // t = A step; undefined: no step
+    RegressionData::Ahead ahead;
+  };
+  // The step from here, and the relative gradient in the state: by looking at numbers as they come, or once, after all
+  // that they decide in the ordinary case was asked for.
+  Plan plan();
+  bool plan_unseen(Plan&);  // false: seen, it must be made otherwise
+  bool is_too_far(const Direction& found) const;
+  Tensor logits_after(const Tensor& step, const Tensor& t);
+  void search(const Plan&, const Models&, std::vector<Tensor>& history);
+  void take(const Plan&, double factor);
 
   // Hessians of samples.
   static bool pays_to_sample(const RegressionData&, const Options&);
@@ -69,6 +80,7 @@ class RegressionSolver {
 
   // L-BFGS.
   void memory_iteration(std::vector<Tensor>& history);
+  const Tensor& x_here();  // x on the CPU
 
   // Ends.
   double rounding() const;                       // of the loss
@@ -90,6 +102,8 @@ class RegressionSolver {
   Sampling sampling_;
   const double epsilon_;
   Point& point_;
+  std::pair<Tensor, Tensor> x_here_;  // an x, and its copy on the CPU
+  Tensor statistics_;  // the numbers of the point where the rows are, or undefined
   Tensor rows_, gradient_, hessian_, noise_;
   bool fresh_ = false;
 };

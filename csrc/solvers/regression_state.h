@@ -36,9 +36,11 @@ inline double gain(const Point& from, const Point& to) {
 inline double log_loss(const Point& p) { return std::log(p[Numbers::loss]) + p[Numbers::log_scale]; }
 
 // The largest |g_k| over the root of the sum of squares of its terms: eps at the best there is.
+inline Tensor relative_sizes(const Tensor& gradient, const Tensor& noise) {
+  return at::where(gradient == 0, 0, gradient.abs() / noise.sqrt());
+}
 inline double relative_size(const Tensor& gradient, const Tensor& noise) {
-  if (gradient.numel() == 0) return 0;
-  return at::where(gradient == 0, 0, gradient.abs() / noise.sqrt()).max().item<double>();
+  return gradient.numel() == 0 ? 0 : relative_sizes(gradient, noise).max().item<double>();
 }
 
 // The quadratic models of the gain along a direction, from its products with the rows.
