@@ -235,12 +235,14 @@ def test_an_iteration_of_a_solve_waits_for_the_device_once(method):
 
     def waits(iterations):
         problem = torch_rescaled.Regression(A, b, form="normalized")
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]) as profile:
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities, acc_events=True) as profile:
             solution = torch_rescaled.solve(problem, x0, method=method, ftol=0.0, max_iterations=iterations)
-        factors = solution.history[:, solution.columns.index("factor")].tolist()
-        assert len(factors) == iterations and all(factor == 1 for factor in factors[1:])
+        factors, models = (solution.history[:, solution.columns.index(name)] for name in ("factor", "model"))
+        assert len(factors) == iterations and (factors[1:] == 1).all()
+        assert method == "newton" or (models[4:] == 2).all()
         return sum(event.count for event in profile.key_averages() if "Synchronize" in event.key)
 
     waits(1)  # libraries are loaded
-    first, last = (2, 5) if method == "newton" else (5, 8)  # the first steps of "lbfgs" are Newton's
+    first, last = (2, 5) if method == "newton" else (4, 7)  # the first steps of "lbfgs" are Newton's
     assert 0 < waits(last) - waits(first) <= last - first

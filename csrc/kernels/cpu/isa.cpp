@@ -68,6 +68,8 @@ Isa cpu_isa() {
 
 Isa cpu_vector_isa() { return cpu_isa() > Isa::avx512 ? Isa::avx512 : cpu_isa(); }
 
+bool cpu_gathers_pay() { return cpu_isa() == Isa::amx_bf16; }
+
 const char* cpu_isa_name() { return kNames[static_cast<int>(cpu_isa())]; }
 
 }  // namespace rescaled

@@ -14,4 +14,8 @@ const char* cpu_isa_name();
 // The same for all other types, and for kernels that have no products of bfloat16: avx512 at most.
 Isa cpu_vector_isa();
 
+// Whether a gather of AVX-512 takes less time than its loads one by one: of the processors with these instructions on
+// those with AMX (Sapphire Rapids, measured); on AMD's it is made of more instructions than they are.
+bool cpu_gathers_pay();
+
 }  // namespace rescaled

@@ -5,7 +5,7 @@
 #include <type_traits>
 
 #include "../../cuda/device.cuh"
-#include "../../element.h"
+#include "../../cuda/element_type.h"
 #include "plan.h"
 
 namespace rescaled {
@@ -41,20 +41,6 @@ const char* launch_walk(const AttentionParameters& p, const Plan& plan, void* st
   }
   if (plan.path == Path::blocked) return launch_path(std::integral_constant<Path, Path::blocked>{});
   return launch_path(std::integral_constant<Path, Path::resident>{});
-}
-
-template <class Function>
-const char* with_element_type(DType dtype, Function f) {
-  switch (dtype) {
-    case DType::float32:
-      return f(float{});
-    case DType::float64:
-      return f(double{});
-    case DType::bfloat16:
-      return f(BFloat16{});
-    default:
-      return f(Float16{});
-  }
 }
 
 }  // namespace rescaled

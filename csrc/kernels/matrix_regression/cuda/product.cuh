@@ -10,7 +10,7 @@ namespace {
 constexpr int kChainDepth = 32;
 
 // x as a sum of two TF32 numbers, of 22 bits: the first 10 bits of the mantissa cut off, the rest rounded (the tensor
-// cores do not look at the last 13 bits). Three instructions; rounding the first one takes ten.
+// cores do not look at the last 13 bits). Three instructions; to round the first one takes more.
 RESCALED_DEVICE void split(float x, float& high, float& low) {
   high = bits_as<float>(bits_as<uint32_t>(x) & ~0x1fffu);
 #if defined(RESCALED_TWIN)

@@ -1,125 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Rows of a sparse A: products with a vector, and sums of rows.
 #pragma once
-#include "../../cpu/arena.h"
-#include "../../cpu/convert.h"
-#include "../csr.h"
-#include "rows.h"
+#include "../../cpu/isa.h"
+#include "csr_gather.h"
 
 namespace rescaled::RESCALED_ISA {
 namespace {
 
 RESCALED_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-template <class Index>
-struct CsrRows {
-  const void* values;
-  DType dtype;
-  const Index *crow, *col;
-};
-
-template <class Index>
-RESCALED_INLINE CsrRows<Index> csr_rows(const CsrParameters& p, int64_t batch) {
-  const InputView values = matrix(p.A, p, batch);
-  return {values.data, values.dtype, static_cast<const Index*>(p.crow) + batch_offset(p, p.crow_batch, batch),
-          static_cast<const Index*>(p.col) + batch_offset(p, p.col_batch, batch)};
-}
-// Calls f(CsrRows<Index>) with the rows of a problem.
-template <class Function>
-RESCALED_INLINE void with_rows(const CsrParameters& p, int64_t batch, Function f) {
-  if (p.wide)
-    f(csr_rows<int64_t>(p, batch));
-  else
-    f(csr_rows<int32_t>(p, batch));
-}
-
-// Calls f with a pointer to values of the type that they have where the arithmetic is in T.
-template <class T, class Function>
-RESCALED_INLINE void with_values(DType dtype, const void* values, Function f) {
-  if constexpr (sizeof(T) == 8) {
-    f(static_cast<const double*>(values));
-  } else {
-    switch (dtype) {
-      case DType::bfloat16:
-        return f(static_cast<const BFloat16*>(values));
-      case DType::float16:
-        return f(static_cast<const Float16*>(values));
-      default:
-        return f(static_cast<const float*>(values));
-    }
-  }
-}
-
-// Rows of a block: as many as have this many values, which stay in the second-level cache between the two times that
-// they are read; a longer row is a block of its own. Of a part, whose indices are looked at just before they are
-// followed: so few that the processor does both at once, while memory brings what is kAhead further on.
-constexpr int64_t kBlockValues = 1 << 13, kPartValues = 1 << 9, kAhead = 1 << 10;
-
-// Whether the rows [first, last) begin and end, and have their columns, where they may.
-template <class Index>
-static bool is_inside(const CsrParameters& p, const CsrRows<Index>& a, int64_t first, int64_t last) {
-  const int64_t begin = a.crow[first];
-  if (begin < 0 || begin > p.nonzeros || (first == 0 && begin != 0)) return false;
-  int64_t end = begin;
-  for (int64_t r = first; r < last; ++r) {
-    const int64_t next = a.crow[r + 1];
-    if (next < end || next > p.nonzeros) return false;
-    end = next;
-  }
-  if (last == p.rows && end != p.nonzeros) return false;
-  using Unsigned = std::conditional_t<sizeof(Index) == 4, uint32_t, uint64_t>;
-  using Vector = std::conditional_t<sizeof(Index) == 4, UInt32Vector, UInt64Vector>;
-  constexpr int64_t lanes = kVectorBytes / static_cast<int64_t>(sizeof(Index));
-  const Unsigned columns =
-      static_cast<Unsigned>(sizeof(Index) == 4 && p.columns > int64_t{UINT32_MAX} ? int64_t{UINT32_MAX} : p.columns);
-  const int64_t size = element_size(a.dtype);
-  const char* const values = static_cast<const char*>(a.values);
-  Vector outside = {};  // a negative index is a large number
-  int64_t k = begin;
-  for (; k + lanes <= end; k += lanes) {
-    __builtin_prefetch(a.col + k + kAhead, 0, 2);
-    for (int64_t line = 0; line < lanes * size; line += 64)
-      __builtin_prefetch(values + (k + kAhead) * size + line, 0, 2);
-    Vector index;
-    __builtin_memcpy(&index, a.col + k, sizeof index);
-    outside |= reinterpret_cast<Vector>(index >= columns);
-  }
-  Unsigned any = 0;
-  RESCALED_UNROLL for (int64_t i = 0; i < lanes; ++i) any |= outside[i];
-  for (; k < end; ++k) any |= static_cast<Unsigned>(a.col[k]) >= columns ? 1 : 0;
-  return any == 0;
-}
-
-// Calls f(first row, count) for groups of the rows [first, last) that have so many values, or are one row.
-template <class Index, class Function>
-RESCALED_INLINE void for_groups(const CsrRows<Index>& a, int64_t first, int64_t last, int64_t values, Function f) {
-  while (first < last) {
-    int64_t count = 1;
-    for (const int64_t begin = a.crow[first]; count < kMostRows && first + count < last; ++count)
-      if (a.crow[first + count + 1] - begin > values) break;
-    f(first, count);
-    first += count;
-  }
-}
-
-// The same for blocks, whatever their indices are.
-template <class Index, class Function>
-RESCALED_INLINE void for_csr_blocks(const CsrRows<Index>& a, int64_t first, int64_t last, Function f) {
-  for_groups(a, first, last, kBlockValues, f);
-}
-
-// The same for parts, until one has a wrong index. Returns whether none had.
-template <class Index, class Function>
-RESCALED_INLINE bool for_csr_parts(const CsrParameters& p, const CsrRows<Index>& a, int64_t first, int64_t last,
-                                   Function f) {
-  bool inside = true;
-  for_groups(a, first, last, kPartValues, [&](int64_t from, int64_t count) {
-    inside = inside && is_inside(p, a, from, from + count);
-    if (inside) f(from, count);
-  });
-  if (!inside) __atomic_store_n(p.wrong, 1, __ATOMIC_RELAXED);
-  return inside;
-}
 
 // Keeps the compiler from making vectors of numbers that come from all over memory: half as fast (measured).
 template <class T>
@@ -129,13 +17,22 @@ RESCALED_INLINE void keep_scalar([[maybe_unused]] T& x) {
 #endif
 }
 
-// out[r] = row first + r times x.
+// out[r] = row first + r times x. False where an index is wrong.
 template <class T, class Index>
-static void multiply_csr(const CsrRows<Index>& a, int64_t first, int64_t count, const T* x, T* out) {
+static __attribute__((noinline)) bool multiply_csr(const CsrParameters& p, const CsrRows<Index>& a, int64_t first, int64_t count, Visit visit,
+                         const T* x, T* out) {
+  if (visit == Visit::unchecked && !remember(p, ends_fit(p, a, first, first + count))) return false;
+#if defined(__AVX512F__)
+  if (a.dtype == kDType<T> && cpu_gathers_pay())
+    return remember(p, multiply_by_gathers<T>(Reader<Index>(p, a, visit), a, first, count, x, out));
+#endif
+  const Reader<Index> reader(p, a, visit);
+  bool inside = true;
   with_values<T>(a.dtype, a.values, [&, crow = a.crow + first, col = a.col](auto* values) {
     int64_t k = crow[0];
     for (int64_t r = 0; r < count; ++r) {
       const int64_t end = crow[r + 1];
+      if (!reader.admits(k, end)) return void(inside = false);
       T sum = 0, second = 0, third = 0, fourth = 0;
       const auto add = [&](T& to, int64_t at) {
         to += static_cast<T>(value_of(values[at])) * x[col[at]];
@@ -148,6 +45,7 @@ static void multiply_csr(const CsrRows<Index>& a, int64_t first, int64_t count, 
       out[r] = (sum + second) + (third + fourth);
     }
   });
+  return remember(p, inside);
 }
 
 // kWidth sums of a column side by side: one vector operation a value, whatever their number.
@@ -161,14 +59,20 @@ struct Wide<1> {
 };
 
 // acc[column][i] += coefficients[i][row] times the value (or its square), in double: a column may meet any number of
-// rows.
+// rows. False where an index is wrong.
 template <class T, int kWidth, class Index>
-static void scatter_csr(const CsrRows<Index>& a, int64_t first, int64_t count, int vectors, const T* coefficients,
-                        bool squared, double* acc) {
+static __attribute__((noinline)) bool scatter_csr(const CsrParameters& p, const CsrRows<Index>& a, int64_t first,
+                                                  int64_t count, Visit visit, int vectors, const T* coefficients,
+                                                  bool squared, double* acc) {
   using Vector = typename Wide<kWidth>::Vector;
+  if (visit == Visit::unchecked && !remember(p, ends_fit(p, a, first, first + count))) return false;
+  const Reader<Index> reader(p, a, visit);
+  bool inside = true;
   with_values<T>(a.dtype, a.values, [&, crow = a.crow + first, col = a.col](auto* values) {
     int64_t k = crow[0];
     for (int64_t r = 0; r < count; ++r) {
+      const int64_t end = crow[r + 1];
+      if (!reader.admits(k, end)) return void(inside = false);
       Vector w = {};
       if constexpr (kWidth == 1) {
         w = double{coefficients[r]};
@@ -176,7 +80,7 @@ static void scatter_csr(const CsrRows<Index>& a, int64_t first, int64_t count, i
         RESCALED_UNROLL for (int i = 0; i < kWidth; ++i) w[i] =
             i < vectors ? double{coefficients[i * kMostRows + r]} : 0;
       }
-      for (const int64_t end = crow[r + 1]; k < end; ++k) {
+      for (; k < end; ++k) {
         double value = static_cast<double>(value_of(values[k]));
         if (squared) value *= value;
         double* const to = acc + int64_t{col[k]} * kWidth;
@@ -187,27 +91,28 @@ static void scatter_csr(const CsrRows<Index>& a, int64_t first, int64_t count, i
       }
     }
   });
+  return remember(p, inside);
 }
 RESCALED_INLINE int width_of(int vectors) { return vectors <= 1 ? 1 : vectors <= 2 ? 2 : vectors <= 4 ? 4 : 8; }
 template <class T, class Index>
-RESCALED_INLINE void scatter_csr(const CsrRows<Index>& a, int64_t first, int64_t count, int vectors,
-                                 const T* coefficients, bool squared, double* acc) {
+RESCALED_INLINE bool scatter_csr(const CsrParameters& p, const CsrRows<Index>& a, int64_t first, int64_t count,
+                                 Visit visit, int vectors, const T* coefficients, bool squared, double* acc) {
   switch (width_of(vectors)) {
     case 1:
-      return scatter_csr<T, 1>(a, first, count, vectors, coefficients, squared, acc);
+      return scatter_csr<T, 1>(p, a, first, count, visit, vectors, coefficients, squared, acc);
     case 2:
-      return scatter_csr<T, 2>(a, first, count, vectors, coefficients, squared, acc);
+      return scatter_csr<T, 2>(p, a, first, count, visit, vectors, coefficients, squared, acc);
     case 4:
-      return scatter_csr<T, 4>(a, first, count, vectors, coefficients, squared, acc);
+      return scatter_csr<T, 4>(p, a, first, count, visit, vectors, coefficients, squared, acc);
     default:
-      return scatter_csr<T, 8>(a, first, count, vectors, coefficients, squared, acc);
+      return scatter_csr<T, 8>(p, a, first, count, visit, vectors, coefficients, squared, acc);
   }
 }
 
-// Chunks of rows with sums of their own, of `width` numbers a column: no more than an eighth of the values' number of
-// them.
+// Chunks of rows with sums of their own, of `width` numbers a column: no more than a sixteenth of the values'
+// number of them.
 RESCALED_INLINE int64_t most_chunks(const CsrParameters& p, int64_t numbers) {
-  const int64_t most = p.nonzeros / (8 * numbers + 1);
+  const int64_t most = p.nonzeros / (16 * numbers + 1);
   return most < 1 ? 1 : most > 64 ? 64 : most;
 }
 RESCALED_INLINE int64_t row_work(const CsrParameters& p) { return p.rows > 0 ? p.nonzeros / p.rows + 8 : 8; }

@@ -21,8 +21,8 @@ static void csr_matvec_run(const CsrParameters& p, int64_t begin, int64_t end, v
     const T* const v = column_vector<T>(matrix(p.v, p, batch), p.columns, static_cast<T*>(memory));
     T products[kMostRows];
     with_rows(p, batch, [&](const auto& a) {
-      for_csr_parts(p, a, chunks.begin(chunk), chunks.end(p, chunk), [&](int64_t first, int64_t count) {
-        multiply_csr<T>(a, first, count, v, products);
+      for_csr_blocks(a, chunks.begin(chunk), chunks.end(p, chunk), [&](int64_t first, int64_t count) {
+        if (!multiply_csr<T>(p, a, first, count, Visit::unchecked, v, products)) return;
         for (int64_t i = 0; i < count; ++i) static_cast<T*>(out.data)[(first + i) * out.row] = products[i];
       });
     });
@@ -58,7 +58,7 @@ static void transposed_run(const CsrParameters& p, int64_t begin, int64_t end, v
     double* const acc = parts.sums + task * parts.size;
     std::memset(acc, 0, sizeof(double) * parts.size);
     with_rows(p, batch, [&](const auto& a) {
-      for_csr_parts(p, a, parts.chunks.begin(chunk), parts.chunks.end(p, chunk), [&](int64_t first, int64_t rows) {
+      for_csr_blocks(a, parts.chunks.begin(chunk), parts.chunks.end(p, chunk), [&](int64_t first, int64_t rows) {
         for (int64_t i = 0; i < count; ++i) {
           InputView row = from_row(weights, from + i);
           row.row = weights.column;
@@ -66,11 +66,14 @@ static void transposed_run(const CsrParameters& p, int64_t begin, int64_t end, v
         }
         switch (TransposedParts::width(p)) {
           case 1:
-            return scatter_csr<T, 1>(a, first, rows, 1, coefficients, p.squared, acc);
+            scatter_csr<T, 1>(p, a, first, rows, Visit::unchecked, 1, coefficients, p.squared, acc);
+            break;
           case 2:
-            return scatter_csr<T, 2>(a, first, rows, static_cast<int>(count), coefficients, p.squared, acc);
+            scatter_csr<T, 2>(p, a, first, rows, Visit::unchecked, 2, coefficients, p.squared, acc);
+            break;
           default:
-            return scatter_csr<T, 4>(a, first, rows, static_cast<int>(count), coefficients, p.squared, acc);
+            scatter_csr<T, 4>(p, a, first, rows, Visit::unchecked, static_cast<int>(count), coefficients, p.squared,
+                              acc);
         }
       });
     });
@@ -146,7 +149,8 @@ static void csr_gram_run(const CsrParameters& p, int64_t begin, int64_t end, voi
     std::memset(parts.sides + task * p.columns * 4, 0, sizeof(double) * p.columns * 4);
     std::memset(parts.noise + task * p.columns, 0, sizeof(double) * p.columns);
     with_rows(p, batch, [&](const auto& a) {
-      for_csr_parts(p, a, parts.chunks.begin(chunk), parts.chunks.end(p, chunk), [&](int64_t first, int64_t count) {
+      for_csr_blocks(a, parts.chunks.begin(chunk), parts.chunks.end(p, chunk), [&](int64_t first, int64_t count) {
+        if (!remember(p, is_inside(p, a, first, first + count))) return;
         const auto vector = [&](int64_t k, T* to) {
           std::memcpy(to, static_cast<const T*>(rows.data) + k * rows.row + first, sizeof(T) * count);
         };
@@ -157,9 +161,9 @@ static void csr_gram_run(const CsrParameters& p, int64_t begin, int64_t end, voi
         vector(Row::q_rest, rest);
         for (int64_t i = 0; full && i < count; ++i) sides[2 * kMostRows + i] += rest[i];
         add_pairs<T>(a, first, count, p.columns, diagonal, gram);
-        scatter_csr<T, 4>(a, first, count, 3, sides, false, parts.sides + task * p.columns * 4);
+        scatter_csr<T, 4>(p, a, first, count, Visit::again, 3, sides, false, parts.sides + task * p.columns * 4);
         vector(Row::noise, rest);
-        scatter_csr<T, 1>(a, first, count, 1, rest, true, parts.noise + task * p.columns);
+        scatter_csr<T, 1>(p, a, first, count, Visit::again, 1, rest, true, parts.noise + task * p.columns);
       });
     });
   }

@@ -76,21 +76,25 @@ RESCALED_INLINE double result_of(const CsrParameters& p, const Sums& sums, const
   return h[0];
 }
 
-// The rows' logits, u, sums and coefficients. Returns by what the exponent was raised, or -1 where an index is wrong.
-template <class T, Vectors kVectors, class Index>
-RESCALED_INLINE double load_csr_rows(const CsrParameters& p, const RowInputs& in, const CsrRows<Index>& a,
-                                     int64_t first, int64_t rows, Sums& sums, CsrScratch<T>& s) {
+// u, sums and coefficients of rows whose logits are there. Returns by what the exponent was raised.
+template <class T, Vectors kVectors>
+static __attribute__((noinline)) double add_loaded_rows(const CsrParameters& p, const RowInputs& in, int64_t first,
+                                                        int64_t rows, Sums& sums, CsrScratch<T>& s) {
   const int64_t padded = round_up(rows, kLanes<T>);
-  const bool inside = for_csr_parts(p, a, first, first + rows, [&](int64_t from, int64_t count) {
-    multiply_csr<T>(a, from, count, s.x_at, s.rows.z + (from - first));
-    if (kIsProduct<kVectors>) multiply_csr<T>(a, from, count, s.v_at, s.rows.t + (from - first));
-  });
-  if (!inside) return -1;
   s.pad(rows, padded);
   load_targets<T>(in, Block{first, rows, kStreams, 1}, padded, s.rows);
   const double raised = begin_rows<T>(p, rows, padded, s.rows, sums);
   add_rows<T, kVectors>(p, padded, s.rows, sums);
   return raised;
+}
+
+// The same with the logits, or -1 where an index is wrong.
+template <class T, Vectors kVectors, class Index>
+RESCALED_INLINE double load_csr_rows(const CsrParameters& p, const RowInputs& in, const CsrRows<Index>& a,
+                                     int64_t first, int64_t rows, Sums& sums, CsrScratch<T>& s) {
+  if (!multiply_csr<T>(p, a, first, rows, Visit::unchecked, s.x_at, s.rows.z)) return -1;
+  if (kIsProduct<kVectors>) multiply_csr<T>(p, a, first, rows, Visit::again, s.v_at, s.rows.t);
+  return add_loaded_rows<T, kVectors>(p, in, first, rows, sums, s);
 }
 
 template <class T, Vectors kVectors, class Index>
@@ -107,7 +111,7 @@ static void csr_task(const CsrParameters& p, const CsrRows<Index>& a, int64_t ba
       for (int64_t j = 0; j < p.columns; ++j)
         for (int i = 0; i < pass.width; ++i) acc[j * pass.width + i] *= factors[i];
     }
-    scatter_csr<T>(a, first, rows, pass.vectors, s.rows.coefficients, false, acc);
+    scatter_csr<T>(p, a, first, rows, Visit::again, pass.vectors, s.rows.coefficients, false, acc);
   });
 }
 
@@ -153,7 +157,7 @@ static void csr_result(const CsrParameters& p, const CsrRows<Index>& a, int64_t 
       if (p.penalty_weight) c += penalty * double{s.rows.coefficient(count)[r]};
       s.rows.coefficient(0)[r] = static_cast<T>(c);
     }
-    scatter_csr<T, 1>(a, first, rows, 1, s.rows.coefficients, false, acc);
+    scatter_csr<T, 1>(p, a, first, rows, Visit::first, 1, s.rows.coefficients, false, acc);
   });
 }
 

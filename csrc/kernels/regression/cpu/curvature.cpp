@@ -94,7 +94,7 @@ static void load_block(const CsrParameters& p, int64_t batch, Block block, int64
   with_rows(p, batch, [&](const auto& a) {
     for (int64_t r = 0; r < block.count; ++r) {
       const int64_t row = block.row(r);
-      if (!is_inside(p, a, row, row + 1)) return __atomic_store_n(p.wrong, 1, __ATOMIC_RELAXED);
+      if (!remember(p, is_inside(p, a, row, row + 1))) return;
       with_values<T>(a.dtype, a.values, [&](auto* values) {
         for (int64_t k = a.crow[row]; k < a.crow[row + 1]; ++k)
           to[r * ld + a.col[k]] += static_cast<T>(value_of(values[k]));

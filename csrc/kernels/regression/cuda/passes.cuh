@@ -3,7 +3,7 @@
 // or nullptr.
 #pragma once
 #include "../../cuda/device.cuh"
-#include "../../element.h"
+#include "../../cuda/element_type.h"
 #include "gram_plan.h"
 #include "plan.h"
 
@@ -25,19 +25,5 @@ const char* regression_model(const RegressionParameters&, void* stream);
 
 // The Hessian, with the gradient and noise of resident rows; or beside a pass that kept its logits.
 const char* regression_gram(const RegressionParameters&, const PassPlan&, const GramPlan&, void* stream);
-
-template <class Function>
-const char* with_element_type(DType dtype, Function f) {
-  switch (dtype) {
-    case DType::float32:
-      return f(float{});
-    case DType::float64:
-      return f(double{});
-    case DType::bfloat16:
-      return f(BFloat16{});
-    default:
-      return f(Float16{});
-  }
-}
 
 }  // namespace rescaled

@@ -3,7 +3,7 @@
 // or nullptr.
 #pragma once
 #include "../../cuda/device.cuh"
-#include "../../element.h"
+#include "../../cuda/element_type.h"
 #include "regression_csr.h"
 
 namespace rescaled {
@@ -52,17 +52,8 @@ const char* csr_gram(const CsrParameters&, const WalkPlan&, int64_t gram, void* 
 // Calls f(an element, an index) of the types that A's values and indices have.
 template <class Function>
 const char* with_types(const CsrParameters& p, Function f) {
-  const auto with = [&](auto element) { return p.wide ? f(element, int64_t{}) : f(element, int32_t{}); };
-  switch (p.A.dtype) {
-    case DType::float32:
-      return with(float{});
-    case DType::float64:
-      return with(double{});
-    case DType::bfloat16:
-      return with(BFloat16{});
-    default:
-      return with(Float16{});
-  }
+  return with_element_type(p.A.dtype,
+                           [&](auto element) { return p.wide ? f(element, int64_t{}) : f(element, int32_t{}); });
 }
 
 }  // namespace rescaled

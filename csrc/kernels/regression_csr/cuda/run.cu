@@ -11,7 +11,7 @@ constexpr int64_t kMostChunks = 1024;  // about as many blocks as a large GPU ho
 
 struct Plans {
   WalkPlan walk;
-  int64_t bytes = 0, cleared = 0, gram = 0, gram_bytes = 0;  // cleared: from the start, before each sum
+  int64_t bytes = 0, cleared = 0, gram = 0;  // cleared: from the start, before each sum
   Plans(CsrPass pass, const CsrParameters& p) {
     const int64_t mean = p.rows == 0 ? 0 : p.nonzeros / p.rows, work = p.nonzeros + p.rows;
     while (walk.lanes < 32 && 4 * walk.lanes < mean) walk.lanes *= 2;
@@ -28,7 +28,7 @@ struct Plans {
     walk.wrong = take(4 * p.batches);
     if (!is_curvature) return;
     walk.sides = take(8 * 3 * p.batches * p.columns);
-    gram_bytes = 16 * p.batches * p.columns * p.columns, gram = take(gram_bytes);
+    gram = take(16 * p.batches * p.columns * p.columns);
   }
   static int vectors(const CsrParameters& p) {
     return p.weights_count < kMostVectors ? static_cast<int>(p.weights_count) : kMostVectors;

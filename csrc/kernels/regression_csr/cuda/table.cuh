@@ -14,7 +14,7 @@ struct Table {
   int slots;        // a power of two, or 0: everything goes to global memory
   static constexpr int kSlotBytes = 4 + 8 * kCount;
 
-  // To be filled by a barrier before it is used.
+  // Empty after the next barrier.
   RESCALED_MEMBER Table(unsigned char* memory, int count)
       : tags(reinterpret_cast<int32_t*>(memory)), parts(reinterpret_cast<uint32_t*>(tags + count)), slots(count) {
     for (int i = thread_index(); i < slots; i += kThreads) tags[i] = -1;
