@@ -72,7 +72,8 @@ RegressionCurvature RegressionData::curvature_here(const Tensor& rows, const Ten
     const RegressionGram part = regression_part_gram(problem_.design(), rows, curvature);
     const Tensor all = wide(group_.sum(at::cat({part.sides, part.gram})));
     const int64_t sides = part.sides.size(0);
-    return finished_gram({all.slice(0, 0, sides), all.slice(0, sides)}, wide(statistics[Numbers::square]).item<double>());
+    return finished_gram({all.slice(0, 0, sides), all.slice(0, sides)},
+                         wide(statistics[Numbers::square]).item<double>());
   }
   const RegressionCurvature found = regression_curvature(problem_.design(), rows, statistics, curvature);
   return {found.gradient.to(at::kDouble), found.hessian.to(at::kDouble), found.noise.to(at::kDouble)};

@@ -82,7 +82,8 @@ void RegressionSolver::memory_iteration(std::vector<Tensor>& history) {
     return converged(Status::gradient);
   }
   // What rounding x does to the gradient and to the loss. Newton's steps carry A x on, and see below it.
-  const Tensor old_here = x_here(), square = wide(old_here).square(), noise_of_x = at::matmul(memory.hessian.square(), square);
+  const Tensor old_here = x_here(), square = wide(old_here).square(),
+               noise_of_x = at::matmul(memory.hessian.square(), square);
   const double loss_of_x = at::dot(memory.hessian.diagonal().abs(), square).item<double>() / unit;
   bool below_rounding = is_rounding(relative_size(gradient, memory.noise + noise_of_x));
   const auto [step, shift, deficient] = memory.direction(gradient, options_.damping);

@@ -50,8 +50,8 @@ bool RegressionSolver::plan_unseen(Plan& out) {
   out.step = attempt.step.to(state_.x.scalar_type());
   out.t = matvec(out.step);
   const Tensor checks = at::cat({relative_sizes(gradient_, noise_).max().unsqueeze(0), attempt.checks});
-  out.ahead = data_.ahead(
-      rows_, out.t, out.step, [&](const Tensor& step) { return logits_after(step, out.t); }, form_, checks);
+  out.ahead =
+      data_.ahead(rows_, out.t, out.step, [&](const Tensor& step) { return logits_after(step, out.t); }, form_, checks);
   const double* const seen = out.ahead.others.const_data_ptr<double>();
   state_[State::relative_gradient] = seen[0];
   return is_rounding(seen[0]) || attempt_serves(seen + 1, d, damping);

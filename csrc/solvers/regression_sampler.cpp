@@ -153,7 +153,8 @@ Tensor sampled_hessian_at(const RegressionPoint& point, const RegressionSettings
   const RegressionData data(point, alone);
   const Tensor logits = data.matvec(point.x);
   const Point numbers = data.point(logits, settings);
-  const Jacobian j = jacobian(data, data.vectors(logits, data.statistics_of(numbers), settings), logits, numbers, settings);
+  const Jacobian j =
+      jacobian(data, data.vectors(logits, data.statistics_of(numbers), settings), logits, numbers, settings);
   RowSizes sizes;
   double reads = 0;
   const SampledHessian found = RowSampler(data, sampling, sizes, 0, reads).hessian(j);

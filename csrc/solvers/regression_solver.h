@@ -103,7 +103,7 @@ class RegressionSolver {
   const double epsilon_;
   Point& point_;
   std::pair<Tensor, Tensor> x_here_;  // an x, and its copy on the CPU
-  Tensor statistics_;  // the numbers of the point where the rows are, or undefined
+  Tensor statistics_;                 // the numbers of the point where the rows are, or undefined
   Tensor rows_, gradient_, hessian_, noise_;
   bool fresh_ = false;
 };

@@ -19,8 +19,8 @@ RESCALED_INLINE void keep_scalar([[maybe_unused]] T& x) {
 
 // out[r] = row first + r times x. False where an index is wrong.
 template <class T, class Index>
-static __attribute__((noinline)) bool multiply_csr(const CsrParameters& p, const CsrRows<Index>& a, int64_t first, int64_t count, Visit visit,
-                         const T* x, T* out) {
+static __attribute__((noinline)) bool multiply_csr(const CsrParameters& p, const CsrRows<Index>& a, int64_t first,
+                                                   int64_t count, Visit visit, const T* x, T* out) {
   if (visit == Visit::unchecked && !remember(p, ends_fit(p, a, first, first + count))) return false;
 #if defined(__AVX512F__)
   if (a.dtype == kDType<T> && cpu_gathers_pay())

@@ -79,7 +79,7 @@ RESCALED_INLINE Indices<Index> first_indices(const Index* from, int64_t count) {
   else
     x = (UInt64Vector)_mm256_maskload_epi64(reinterpret_cast<const long long*>(from), (__m256i)(position < last));
 #else
-  for (int64_t i = 0; i < count; ++i) x[i] = static_cast<std::make_unsigned_t<Index>>(from[i]);
+  for (int64_t i = 0; i < count; ++i) x[i] = static_cast<std::make_unsigned_t<Index> >(from[i]);
 #endif
   return x;
 }
@@ -106,7 +106,10 @@ struct Reader {
   const Index* col;
   Visit visit;
   Reader(const CsrParameters& p, const CsrRows<Index>& a, Visit how)
-      : nonzeros(p.nonzeros), size(element_size(a.dtype)), values(static_cast<const char*>(a.values)), col(a.col),
+      : nonzeros(p.nonzeros),
+        size(element_size(a.dtype)),
+        values(static_cast<const char*>(a.values)),
+        col(a.col),
         visit(how) {
     using Unsigned = std::make_unsigned_t<Index>;
     const Unsigned most = Unsigned{1} << (8 * sizeof(Index) - 1);  // a negative index is no smaller
