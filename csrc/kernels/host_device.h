@@ -5,8 +5,10 @@
 
 #if defined(__CUDACC__)
 #define RESCALED_HOST_DEVICE static __host__ __device__ inline
+#define RESCALED_HOST_DEVICE_CALL RESCALED_HOST_DEVICE
 #else
 #define RESCALED_HOST_DEVICE static inline __attribute__((always_inline))
+#define RESCALED_HOST_DEVICE_CALL static __attribute__((noinline))  // of templates, where a call costs nothing
 #endif
 
 namespace rescaled {

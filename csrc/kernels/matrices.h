@@ -65,17 +65,23 @@ RESCALED_HOST_DEVICE OutputView row_of(OutputView m, int64_t row) {
   return {static_cast<char*>(m.data) + row * m.row * element_size(m.dtype), m.dtype, m.row, m.column};
 }
 
-// Matrix `b` of the batch whose sizes `p` has.
+// Elements from the first of a batch, whose sizes `p` has, to number `b`.
+template <class Parameters>
+RESCALED_HOST_DEVICE_CALL int64_t batch_offset(const Parameters& p, const int64_t* strides, int64_t b) {
+  int64_t offset = 0;
+  for (int d = p.rank - 1; d >= 0; --d) {
+    offset += b % p.sizes[d] * strides[d];
+    b /= p.sizes[d];
+  }
+  return offset;
+}
+
+// Matrix `b` of the batch.
 template <class Pointer, class Parameters>
 RESCALED_HOST_DEVICE View<Pointer> matrix(const Matrices<Pointer>& m, const Parameters& p, int64_t b) {
   if (m.data == nullptr) return {nullptr, m.dtype, 0, 0};
-  int64_t offset = 0;
-  for (int d = p.rank - 1; d >= 0; --d) {
-    offset += b % p.sizes[d] * m.batch[d];
-    b /= p.sizes[d];
-  }
   using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const char, char>;
-  return {static_cast<Byte*>(m.data) + offset * element_size(m.dtype), m.dtype, m.row, m.column};
+  return {static_cast<Byte*>(m.data) + batch_offset(p, m.batch, b) * element_size(m.dtype), m.dtype, m.row, m.column};
 }
 
 }  // namespace

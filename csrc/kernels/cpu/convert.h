@@ -8,6 +8,18 @@
 #include "simd.h"
 
 namespace rescaled::RESCALED_ISA {
+
+#define RESCALED_PACKS(T)                                                                                            \
+  void pack_rows_of(const void* data, DType, int64_t row, int64_t column, int64_t rows, int64_t columns, T factor,   \
+                    T* to, int64_t padded_rows, int64_t ld);                                                         \
+  void pack_transposed_of(const void* data, DType, int64_t row, int64_t column, int64_t rows, int64_t columns,       \
+                          T factor, T* to, int64_t lanes);                                                           \
+  void unpack_transposed_to(void* data, DType, int64_t row, int64_t column, int64_t rows, int64_t columns, T factor, \
+                            const T* from, int64_t lanes);
+RESCALED_PACKS(float)
+RESCALED_PACKS(double)
+#undef RESCALED_PACKS
+
 namespace {
 
 // Calls f with a pointer to elements of the type that `dtype` names.
@@ -42,21 +54,24 @@ RESCALED_INLINE void with_type(DType dtype, void* p, Function f) {
 template <class T>
 inline constexpr DType kDType = sizeof(T) == 4 ? DType::float32 : DType::float64;
 
+// Matrices to blocks and back, by functions of pack.cpp.
+//
 // to[i][:] = factor * m[i][:], zero beyond `rows` and `columns` up to `padded_rows` and `ld`.
 template <class T>
-static void pack_rows(InputView m, int64_t rows, int64_t columns, T factor, T* to, int64_t padded_rows, int64_t ld) {
-  with_type(m.dtype, m.data, [&](auto* from) {
-    for (int64_t i = 0; i < rows; ++i) {
-      const auto* row = from + i * m.row;
-      T* out = to + i * ld;
-      if (m.column == 1)
-        for (int64_t j = 0; j < columns; ++j) out[j] = factor * static_cast<T>(value_of(row[j]));
-      else
-        for (int64_t j = 0; j < columns; ++j) out[j] = factor * static_cast<T>(value_of(row[j * m.column]));
-      for (int64_t j = columns; j < ld; ++j) out[j] = T(0);
-    }
-  });
-  if (padded_rows > rows) std::memset(to + rows * ld, 0, sizeof(T) * (padded_rows - rows) * ld);
+RESCALED_INLINE void pack_rows(InputView m, int64_t rows, int64_t columns, T factor, T* to, int64_t padded_rows,
+                               int64_t ld) {
+  pack_rows_of(m.data, m.dtype, m.row, m.column, rows, columns, factor, to, padded_rows, ld);
+}
+// to[j][i] = factor * m[i][j]: rows become lanes; lanes beyond `rows` are 0.
+template <class T>
+RESCALED_INLINE void pack_transposed(InputView m, int64_t rows, int64_t columns, T factor, T* to, int64_t lanes) {
+  pack_transposed_of(m.data, m.dtype, m.row, m.column, rows, columns, factor, to, lanes);
+}
+// m[i][j] = factor * from[j][i]
+template <class T>
+RESCALED_INLINE void unpack_transposed(OutputView m, int64_t rows, int64_t columns, T factor, const T* from,
+                                       int64_t lanes) {
+  unpack_transposed_to(m.data, m.dtype, m.row, m.column, rows, columns, factor, from, lanes);
 }
 
 // Rows and columns of a square of vectors change places: in step kBit, 2 x 2 blocks of kBit x kBit elements.
@@ -71,52 +86,6 @@ RESCALED_INLINE void transpose_square(Vec<T> (&x)[kLanes<T>]) {
   RESCALED_UNROLL for (int i = 0; i < kLanes<T>; ++i) if (!(i & kBit))
       exchange<T, kBit>(x[i], x[i | kBit], std::make_integer_sequence<int, kLanes<T>>());
   if constexpr (kBit > 1) transpose_square<T, kBit / 2>(x);
-}
-
-// to[j][i] = factor * m[i][j]: rows become lanes; lanes beyond `rows` are 0.
-template <class T>
-static void pack_transposed(InputView m, int64_t rows, int64_t columns, T factor, T* to, int64_t lanes) {
-  with_type(m.dtype, m.data, [&](auto* from) {
-    int64_t whole = 0, wide = 0;  // rows and columns that squares have done
-    if constexpr (std::is_same_v<decltype(from), const T*>) {
-      if (m.column == 1) whole = rows / kLanes<T> * kLanes<T>, wide = columns / kLanes<T> * kLanes<T>;
-      for (int64_t i = 0; i < whole; i += kLanes<T>)
-        for (int64_t j = 0; j < wide; j += kLanes<T>) {
-          Vec<T> x[kLanes<T>];
-          RESCALED_UNROLL for (int r = 0; r < kLanes<T>; ++r) x[r] = factor * load(from + (i + r) * m.row + j);
-          transpose_square<T>(x);
-          RESCALED_UNROLL for (int r = 0; r < kLanes<T>; ++r) store<T>(to + (j + r) * lanes + i, x[r]);
-        }
-    }
-    for (int64_t i = 0; i < rows; ++i) {
-      const auto* row = from + i * m.row;
-      for (int64_t j = i < whole ? wide : 0; j < columns; ++j)
-        to[j * lanes + i] = factor * static_cast<T>(value_of(row[j * m.column]));
-    }
-  });
-  if (rows < lanes)
-    for (int64_t j = 0; j < columns; ++j) std::memset(to + j * lanes + rows, 0, sizeof(T) * (lanes - rows));
-}
-
-// m[i][j] = factor * from[j][i]
-template <class T>
-static void unpack_transposed(OutputView m, int64_t rows, int64_t columns, T factor, const T* from, int64_t lanes) {
-  with_type(m.dtype, m.data, [&](auto* to) {
-    int64_t whole = 0, wide = 0;
-    if constexpr (std::is_same_v<decltype(to), T*>) {
-      if (m.column == 1) whole = rows / kLanes<T> * kLanes<T>, wide = columns / kLanes<T> * kLanes<T>;
-      for (int64_t i = 0; i < whole; i += kLanes<T>)
-        for (int64_t j = 0; j < wide; j += kLanes<T>) {
-          Vec<T> x[kLanes<T>];
-          RESCALED_UNROLL for (int r = 0; r < kLanes<T>; ++r) x[r] = factor * load(from + (j + r) * lanes + i);
-          transpose_square<T>(x);
-          RESCALED_UNROLL for (int r = 0; r < kLanes<T>; ++r) store<T>(to + (i + r) * m.row + j, x[r]);
-        }
-    }
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = i < whole ? wide : 0; j < columns; ++j)
-        assign(to[i * m.row + j * m.column], factor * from[j * lanes + i]);
-  });
 }
 
 // A matrix as rows of T with unit column stride: in place where memory already is that, else packed into `scratch`.

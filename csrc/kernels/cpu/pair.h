@@ -41,6 +41,11 @@ static_assert(kLanes<float> == 16);
 
 // 16 pairs of a matrix of bfloat16, 0 outside of it: neighbors in row `i` from column 2 j on, or (kAcross) rows 2 i and
 // 2 i + 1 in columns j to j + 15.
+static __attribute__((noinline)) PairVector load_apart(const BFloat16* from, int64_t count, int64_t stride) {
+  alignas(64) uint16_t to[32] = {};
+  for (int64_t x = 0; x < count; ++x) to[x] = from[x * stride].bits;
+  return _mm512_load_si512(to);
+}
 template <bool kAcross>
 RESCALED_INLINE PairVector load_pairs(InputView m, int64_t rows, int64_t columns, int64_t i, int64_t j) {
   constexpr int count = kAcross ? 16 : 32;
@@ -48,10 +53,7 @@ RESCALED_INLINE PairVector load_pairs(InputView m, int64_t rows, int64_t columns
     const int64_t left = r < rows ? columns - first : 0, there = left < 0 ? 0 : left < count ? left : count;
     const auto* from = static_cast<const BFloat16*>(m.data) + r * m.row + first * m.column;
     const auto mask = static_cast<__mmask32>((uint64_t{1} << there) - 1);
-    if (m.column == 1) return _mm512_maskz_loadu_epi16(mask, from);
-    alignas(64) uint16_t to[32] = {};
-    for (int64_t x = 0; x < there; ++x) to[x] = from[x * m.column].bits;
-    return _mm512_load_si512(to);
+    return m.column == 1 ? _mm512_maskz_loadu_epi16(mask, from) : load_apart(from, there, m.column);
   };
   if constexpr (!kAcross) return row(i, 2 * j);
   const PairVector even = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(row(2 * i, j))),
@@ -99,6 +101,11 @@ static void pair_rows(int64_t rows, int64_t padded, const float* from, Pair* to)
     }
 }
 
+static __attribute__((noinline)) void store_apart(__m256i x, int64_t count, BFloat16* to, int64_t stride) {
+  alignas(32) uint16_t bits[16];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(bits), x);
+  for (int64_t i = 0; i < count; ++i) to[i * stride].bits = bits[i];
+}
 // m[i][j] = factor * from[j][i], bfloat16
 static void unpack_transposed_bfloat16(OutputView m, int64_t rows, int64_t columns, float factor, const float* from,
                                        int64_t lanes) {
@@ -112,13 +119,10 @@ static void unpack_transposed_bfloat16(OutputView m, int64_t rows, int64_t colum
       RESCALED_UNROLL for (int r = 0; r < 16; ++r) if (i + r < rows) {
         const __m256i y = (__m256i)_mm512_cvtneps_pbh((__m512)x[r]);
         BFloat16* const row = to + (i + r) * m.row + j * m.column;
-        if (m.column == 1) {
+        if (m.column == 1)
           _mm256_mask_storeu_epi16(row, static_cast<__mmask16>((1u << wide) - 1), y);
-        } else {
-          alignas(32) uint16_t bits[16];
-          _mm256_store_si256(reinterpret_cast<__m256i*>(bits), y);
-          for (int64_t c = 0; c < wide; ++c) row[c * m.column].bits = bits[c];
-        }
+        else
+          store_apart(y, wide, row, m.column);
       }
     }
 }

@@ -17,14 +17,6 @@ struct CsrParameters : RegressionParameters {
   bool squared = false;
   Output sums;  // [., K, d]
 };
-namespace {
-// Of a problem's indices.
-RESCALED_HOST_DEVICE int64_t batch_offset(const CsrParameters& p, const int64_t* strides, int64_t batch) {
-  int64_t offset = 0;
-  for (int d = p.rank - 1; d >= 0; --d) offset += batch % p.sizes[d] * strides[d], batch /= p.sizes[d];
-  return offset;
-}
-}  // namespace
 using CsrProgram = Program<CsrParameters>;
 
 // As those of a dense A, without gauss_newton.

@@ -138,11 +138,10 @@ struct GradientScratch {
   }
 };
 
-// Packs panel `panel` of the keys that start at `first`: [depth][kPanel], lanes beyond the last key are 0.
+// Packs `count` keys from `key` on as panel `panel`: [depth][kPanel], lanes beyond the last key are 0.
 template <class E>
-static void pack_key_panel(const AttentionParameters& p, const Problem& g, int64_t first, int panel,
+static void pack_key_panel(const AttentionParameters& p, const Problem& g, int64_t key, int64_t count, int panel,
                            GradientScratch<E>& s) {
-  const int64_t key = first + panel * kPanel<E>, left = p.keys - key, count = left < kPanel<E> ? left : kPanel<E>;
   const auto pack = [&](InputView m, int64_t columns, int64_t depth, E* to) {
     if (m) pack_panel<E>(from_row(m, key), count, columns, Sum<E>(1), to + panel * depth * kPanel<E>, kPanel<E>);
   };
@@ -197,14 +196,18 @@ static void set_panel(const AttentionParameters& p, const Problem& g, Block bloc
   if (in.weights) fill_log_weights<T, Lanes::keys>(p, g.bias, g.mask, block, s.weights, kPanel<E>);
   in.bias_tangents = g.tangent_bias ? s.bias_tangents : nullptr;
   if (g.tangent_bias) fill_elements<T, Lanes::keys>(g.tangent_bias, block, T(1), s.bias_tangents, kPanel<E>);
+  in.narrow = !kPairs<E> && block.lanes <= kNarrow * kLanes<T>;
   in.dropout = p.dropout_p > 0 ? s.dropout : nullptr;
   if (in.dropout) fill_dropout<T, Lanes::keys>(p, g.seed, block, s.dropout, kPanel<E>);
 }
 
-template <class E>
-RESCALED_INLINE void clear_elementwise(GradientScratch<E>& s) {  // rows and lanes of padding are read, never used
-  for (auto* block : {s.weights, s.bias_tangents, s.dropout})
-    std::memset(block, 0, sizeof(Sum<E>) * kQueryBlock * kPanel<E>);
+template <class E>  // rows and lanes of padding are read, never used
+RESCALED_INLINE void clear_elementwise(const AttentionParameters& p, GradientScratch<E>& s) {
+  const auto clear = [](bool used, Sum<E>* block) {
+    if (used) std::memset(block, 0, sizeof(Sum<E>) * kQueryBlock * kPanel<E>);
+  };
+  clear(p.bias || p.mask || p.causal, s.weights), clear(!!p.tangent_bias, s.bias_tangents);
+  clear(p.dropout_p > 0, s.dropout);
 }
 
 }  // namespace

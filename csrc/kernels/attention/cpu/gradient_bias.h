@@ -55,14 +55,14 @@ static void bias_task(const AttentionParameters& p, int64_t task, BiasScratch<E>
   const int64_t first_key = panel * kPanel<E>,
                 last_key = grid.by_key && first_key + kPanel<E> < p.keys ? first_key + kPanel<E> : p.keys;
   std::memset(s.sum, 0, sizeof(double) * kQueryBlock * kPanel<E>);
-  clear_elementwise(s);
+  clear_elementwise(p, s);
   const int64_t summed = bias_batches(p, false);
   for (int64_t i = 0; i < summed; ++i) {
     const int64_t b = bias_problem(p, kept, i);
     const Problem g(p, b);
     for (int64_t k = first_key; k < last_key; k += kPanel<E>) {
-      pack_key_panel<E>(p, g, k, 0, s);
       const int64_t lanes = last_key - k < kPanel<E> ? last_key - k : kPanel<E>;
+      pack_key_panel<E>(p, g, k, lanes, 0, s);
       for (int64_t q = first_query; q < last_query; q += kQueryBlock) {
         const int64_t rows = last_query - q < kQueryBlock ? last_query - q : kQueryBlock;
         if (p.causal && q + rows <= k) continue;

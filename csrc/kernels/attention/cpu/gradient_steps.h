@@ -80,22 +80,30 @@ static void rows_run(const AttentionParameters& p, int64_t begin, int64_t end, v
   }
 }
 
-// out[depth][kPanel] += a^T b (+ c^T d), rows of a and c broadcast
-template <class T>
-static __attribute__((noinline)) void accumulate_keys(int64_t rows, int64_t depth, Rows<T> a, const T* b, Rows<T> c,
-                                                      const T* d, T* out) {
+// out[depth][kPanel] += a^T b (+ c^T d), rows of a and c broadcast, of the first kVectors vectors
+template <class T, int kVectors>
+static __attribute__((noinline)) void accumulate_key_vectors(int64_t rows, int64_t depth, Rows<T> a, const T* b,
+                                                             Rows<T> c, const T* d, T* out) {
   for (int64_t i = 0; i < depth; i += kTileRows) {
-    Tile<T, kTileRows, kTileVectors> tile;
-    tile_load<T, kTileRows, kTileVectors>(tile, out + i * kPanel<T>, kPanel<T>);
-    multiply<T, kTileRows, kTileVectors, true>(rows, a.data + i, a.ld, b, kPanel<T>, tile);
-    if (c.data) multiply<T, kTileRows, kTileVectors, true>(rows, c.data + i, c.ld, d, kPanel<T>, tile);
-    tile_store<T, kTileRows, kTileVectors>(tile, out + i * kPanel<T>, kPanel<T>);
+    Tile<T, kTileRows, kVectors> tile;
+    tile_load<T, kTileRows, kVectors>(tile, out + i * kPanel<T>, kPanel<T>);
+    multiply<T, kTileRows, kVectors, true>(rows, a.data + i, a.ld, b, kPanel<T>, tile);
+    if (c.data) multiply<T, kTileRows, kVectors, true>(rows, c.data + i, c.ld, d, kPanel<T>, tile);
+    tile_store<T, kTileRows, kVectors>(tile, out + i * kPanel<T>, kPanel<T>);
   }
+}
+template <class T>
+RESCALED_INLINE void accumulate_keys(int64_t rows, int64_t depth, bool narrow, Rows<T> a, const T* b, Rows<T> c,
+                                     const T* d, T* out) {
+  if (narrow)
+    accumulate_key_vectors<T, kNarrow>(rows, depth, a, b, c, d, out);
+  else
+    accumulate_key_vectors<T, kTileVectors>(rows, depth, a, b, c, d, out);
 }
 #if defined(__AVX512BF16__)
 // The same with pairs of queries: a and c are transposed.
 template <class E>
-static void accumulate_keys(int64_t rows, int64_t depth, Rows<Pair> a, const Pair* b, Rows<Pair> c, const Pair* d,
+static void accumulate_keys(int64_t rows, int64_t depth, bool, Rows<Pair> a, const Pair* b, Rows<Pair> c, const Pair* d,
                             float* out) {
   const auto add = [&](Rows<Pair> x, const Pair* y) {
     if (x.data)
@@ -105,39 +113,44 @@ static void accumulate_keys(int64_t rows, int64_t depth, Rows<Pair> a, const Pai
 }
 #endif
 
-// out[rows][ld] (+)= s key (+ s1 tangent_key) over `keys` keys in panels, for columns [column, column + kVectors
-// vectors)
+// out[rows][ld] (+)= s key (+ s1 tangent_key) over the first `keys` of the block's keys in panels, for columns [column,
+// column + kVectors vectors)
 template <class T, int kVectors>
-RESCALED_INLINE void accumulate_query_columns(bool add, int64_t rows, int64_t keys, int64_t column, const T* s,
-                                              Rows<T> key, const T* s1, Rows<T> tangent_key, T* out, int64_t ld) {
+RESCALED_INLINE void accumulate_query_columns(bool add, int64_t rows, int64_t keys, int64_t block_keys, int64_t column,
+                                              const T* s, Rows<T> key, const T* s1, Rows<T> tangent_key, T* out,
+                                              int64_t ld) {
   for (int64_t i = 0; i < rows; i += kTileRows) {
     Tile<T, kTileRows, kVectors> tile;
     if (add)
       tile_load<T, kTileRows, kVectors>(tile, out + i * ld + column, ld);
     else
       tile_clear<T, kTileRows, kVectors>(tile);
-    for (int64_t k = 0, panel = 0; k < keys; k += kPanel<T>, ++panel) {
-      const int64_t count = keys - k < kPanel<T> ? keys - k : kPanel<T>, at = (panel * kQueryBlock + i) * kPanel<T>;
+    for (int64_t k = 0, panel = 0; k < keys; ++panel) {
+      const int64_t left = panel_span<T>(block_keys, panel).count, count = keys - k < left ? keys - k : left,
+                    at = (panel * kQueryBlock + i) * kPanel<T>;
       multiply<T, kTileRows, kVectors, false>(count, s + at, kPanel<T>, key.data + k * key.ld + column, key.ld, tile);
       if (tangent_key.data)
         multiply<T, kTileRows, kVectors, false>(count, s1 + at, kPanel<T>,
                                                 tangent_key.data + k * tangent_key.ld + column, tangent_key.ld, tile);
+      k += count;
     }
     tile_store<T, kTileRows, kVectors>(tile, out + i * ld + column, ld);
   }
 }
 template <class T>
-static __attribute__((noinline)) void accumulate_query(bool add, int64_t rows, int64_t keys, const T* s, Rows<T> key,
-                                                       const T* s1, Rows<T> tangent_key, T* out, int64_t ld) {
+static __attribute__((noinline)) void accumulate_query(bool add, int64_t rows, int64_t keys, int64_t block_keys,
+                                                       const T* s, Rows<T> key, const T* s1, Rows<T> tangent_key,
+                                                       T* out, int64_t ld) {
   int64_t column = 0;
   for (; column + 2 * kLanes<T> <= ld; column += 2 * kLanes<T>)
-    accumulate_query_columns<T, 2>(add, rows, keys, column, s, key, s1, tangent_key, out, ld);
-  if (column < ld) accumulate_query_columns<T, 1>(add, rows, keys, column, s, key, s1, tangent_key, out, ld);
+    accumulate_query_columns<T, 2>(add, rows, keys, block_keys, column, s, key, s1, tangent_key, out, ld);
+  if (column < ld)
+    accumulate_query_columns<T, 1>(add, rows, keys, block_keys, column, s, key, s1, tangent_key, out, ld);
 }
 #if defined(__AVX512BF16__)
 template <class E>
-static void accumulate_query(bool add, int64_t rows, int64_t keys, const Pair* s, Rows<Pair> key, const Pair* s1,
-                             Rows<Pair> tangent_key, float* out, int64_t ld) {
+static void accumulate_query(bool add, int64_t rows, int64_t keys, int64_t, const Pair* s, Rows<Pair> key,
+                             const Pair* s1, Rows<Pair> tangent_key, float* out, int64_t ld) {
   const auto product = [&](bool more, const Pair* x, Rows<Pair> y, int64_t column) {
     pair_product<2>(round_up(rows, kTileRows), pairs_of(keys), more, {x, GradientScratch<E>::kRowLd}, y.data + column,
                     y.ld, out + column, ld);
@@ -208,8 +221,9 @@ RESCALED_INLINE void clear_skipped(int64_t skip, [[maybe_unused]] int64_t first_
 
 // One query block of problem `b` against one key block; `add`: dQ's copy has been written before.
 template <class E, bool kTwoSided, bool kSecond>
-static void gradient_pair(const AttentionParameters& p, const GradientWorkspace<E>& space, int64_t b, bool add,
-                          Block block, Rows<E> key, Rows<E> tangent_key, GradientScratch<E>& s, Sum<E>* grad_query) {
+static __attribute__((noinline)) void gradient_pair(const AttentionParameters& p, const GradientWorkspace<E>& space,
+                                                    int64_t b, bool add, Block block, Rows<E> key, Rows<E> tangent_key,
+                                                    GradientScratch<E>& s, Sum<E>* grad_query) {
   using T = Sum<E>;
   const Problem g(p, b);
   TileInput<E> in = query_block<E>(p, space, b, block.query);
@@ -225,8 +239,7 @@ static void gradient_pair(const AttentionParameters& p, const GradientWorkspace<
   };
   int64_t seen = block.lanes;  // keys of the block that some query of it attends
   for (int panel = 0; panel * kPanel<E> < block.lanes; ++panel) {
-    const int64_t first_key = panel * kPanel<E>, left = block.lanes - first_key,
-                  count = left < kPanel<E> ? left : kPanel<E>;
+    const auto [first_key, count] = panel_span<E>(block.lanes, panel);
     const int64_t at = kPairs<E> ? 0 : panel * kQueryBlock * kPanel<E>;
     int64_t skip = 0;  // leading queries before every key of the panel
     if (p.causal && block.query < block.key + first_key)
@@ -243,11 +256,11 @@ static void gradient_pair(const AttentionParameters& p, const GradientWorkspace<
     const PanelFactors<E> f = panel_factors<E, kSecond>(skip, block.rows, count, first_key, out, s);
     const int64_t count_rows = block.rows - skip;
     if (p.grad_value && in.grad_output.data)
-      accumulate_keys<E>(count_rows, p.value_size,
+      accumulate_keys<E>(count_rows, p.value_size, in.narrow,
                          columns(in.grad_output, space.grad_output_columns, p.value_size, skip), f.value_weights,
                          {nullptr, 0}, nullptr, s.grad_value + panel * s.value_rows * kPanel<E>);
     if (p.grad_key)
-      accumulate_keys<E>(count_rows, p.head_size, columns(in.query, space.query_columns, p.head_size, skip),
+      accumulate_keys<E>(count_rows, p.head_size, in.narrow, columns(in.query, space.query_columns, p.head_size, skip),
                          f.score_gradient, columns(in.tangent_query, space.tangent_query_columns, p.head_size, skip),
                          f.tangent_score_gradient, s.grad_key + panel * s.head_rows * kPanel<E>);
   }
@@ -257,7 +270,7 @@ static void gradient_pair(const AttentionParameters& p, const GradientWorkspace<
       rows = s.score_rows, tangent_rows = s.tangent_score_rows;
     else
       rows = s.score_gradient, tangent_rows = s.tangent_score_gradient;
-    accumulate_query<E>(add, block.rows, seen, rows, key, tangent_rows, tangent_key,
+    accumulate_query<E>(add, block.rows, seen, block.lanes, rows, key, tangent_rows, tangent_key,
                         grad_query + block.query * query_ld<E>(p), query_ld<E>(p));
   }
 }
@@ -266,7 +279,7 @@ template <class E, bool kTwoSided, bool kSecond>
 static void gradient_task(const AttentionParameters& p, int64_t task, GradientScratch<E>& s) {
   const GradientWorkspace<E> space = workspace<E>(p);
   const int64_t chunks = key_chunks<E>(p), kv = task / chunks, chunk = task % chunks;
-  clear_elementwise(s);
+  clear_elementwise(p, s);
   const OutputView grad_key = matrix(p.grad_key, p, kv * p.group), grad_value = matrix(p.grad_value, p, kv * p.group);
   for (int64_t index = chunk; index < key_blocks<E>(p);
        index += chunks) {  // every chunk gets early and late keys: causal ones cost alike
@@ -276,7 +289,8 @@ static void gradient_task(const AttentionParameters& p, int64_t task, GradientSc
     for (int panel = 0; panel * kPanel<E> < keys; ++panel) {
       std::memset(s.grad_key + panel * s.head_rows * kPanel<E>, 0, sizeof(Sum<E>) * s.head_rows * kPanel<E>);
       std::memset(s.grad_value + panel * s.value_rows * kPanel<E>, 0, sizeof(Sum<E>) * s.value_rows * kPanel<E>);
-      pack_key_panel<E>(p, shared, first, panel, s);
+      const auto [at, count] = panel_span<E>(keys, panel);
+      pack_key_panel<E>(p, shared, first + at, count, panel, s);
     }
     const auto pack = [&](InputView m, E* to) {
       const Rows<E> packed{to, packed_ld<E>(query_ld<E>(p))};
@@ -298,7 +312,7 @@ static void gradient_task(const AttentionParameters& p, int64_t task, GradientSc
       }
     }
     for (int panel = 0; panel * kPanel<E> < keys; ++panel) {
-      const int64_t at = panel * kPanel<E>, count = keys - at < kPanel<E> ? keys - at : kPanel<E>;
+      const auto [at, count] = panel_span<E>(keys, panel);
       // The packed queries carry scale log2(e); the gradient wants scale.
       if (grad_key)
         unpack_panel<E>(row_of(grad_key, first + at), count, p.head_size, tangent_scale<E>(p),
@@ -342,8 +356,11 @@ static void sum_query_run(const AttentionParameters& p, int64_t begin, int64_t e
         const T* more = copy(chunk);
         for (int64_t d = 0; d < ld; ++d) sum[d] += more[d];
       }
-      with_type(out.dtype, out.data, [&](auto* to) {
-        for (int64_t d = 0; d < p.head_size; ++d) assign(to[i * out.row + d * out.column], scale * sum[d]);
+      with_type(out.dtype, out.data, [&, row = i * out.row, column = out.column](auto* to) {
+        if (column == 1)  // a loop of its own, which the compiler makes vectors of
+          for (int64_t d = 0; d < p.head_size; ++d) assign(to[row + d], scale * sum[d]);
+        else
+          for (int64_t d = 0; d < p.head_size; ++d) assign(to[row + d * column], scale * sum[d]);
       });
     }
   }

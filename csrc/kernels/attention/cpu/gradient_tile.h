@@ -12,8 +12,22 @@
 namespace rescaled::RESCALED_ISA {
 namespace {
 
+// The keys of a block are cut into panels. Where the last one had a single vector, it and the one before have two each,
+// so many as tiles of their own width multiply: kNarrow.
 template <class E>
-inline constexpr int64_t kPanel = kTileVectors * kLanes<Sum<E>>;  // keys of a panel
+inline constexpr int64_t kPanel = kTileVectors * kLanes<Sum<E>>;
+constexpr int kNarrow = 2;
+struct Span {
+  int64_t first, count;
+};
+template <class E>
+RESCALED_INLINE Span panel_span(int64_t keys, int64_t panel) {
+  const int64_t panels = (keys + kPanel<E> - 1) / kPanel<E>, border = (panels - 1) * kPanel<E> - kLanes<Sum<E>>;
+  const bool shared = !kPairs<E> && panels > 1 && keys <= border + kNarrow * kLanes<Sum<E>>;
+  const int64_t first = shared && panel == panels - 1 ? border : panel * kPanel<E>,
+                next = shared && panel == panels - 2 ? border : (panel + 1) * kPanel<E>;
+  return {first, (next < keys ? next : keys) - first};
+}
 
 // What a row needs, one array [queries, padded to kTileRows] each; rows of padding have weight 0.
 enum RowArray { kShift, kExponent, kFactor, kGradBalance, kDelta, kTangentNormalizer, kTangentDelta, kRowArrays };
@@ -30,6 +44,7 @@ struct TileInput {
   T score_factor, tangent_factor;                      // score_scale, tangent_scale
   const E *key, *value, *tangent_key, *tangent_value;  // packed panels [depth][lanes], absent: nullptr
   const T *weights, *bias_tangents, *dropout;          // [rows][lanes], absent: nullptr
+  bool narrow;                                         // at most kNarrow vectors of keys
 };
 // Blocks [rows][kPanel]; the products are computed where their results go.
 template <class T>
@@ -47,8 +62,12 @@ RESCALED_INLINE void tile_products(const AttentionParameters& p, const TileInput
                                    const TileOutput<Sum<E>>& out) {
   const Rows<E> none{nullptr, 0};
   const auto product = [&](int64_t depth, Rows<E> a0, const E* b0, Rows<E> a1, const E* b1, Sum<E>* to) {
-    product_sum<E, kTileVectors>(last - first, depth_of<E>(depth), after(a0, first), b0, after(a1, first), b1,
-                                 to + first * kPanel<E>);
+    const int64_t count = last - first, steps = depth_of<E>(depth);
+    Sum<E>* const at = to + first * kPanel<E>;
+    if constexpr (!kPairs<E>)
+      if (in.narrow)
+        return product_sum<E, kNarrow, kTileVectors>(count, steps, after(a0, first), b0, after(a1, first), b1, at);
+    product_sum<E, kTileVectors>(count, steps, after(a0, first), b0, after(a1, first), b1, at);
   };
   product(p.head_size, in.query, in.key, none, nullptr, out.value_weights);
   product(p.value_size, in.grad_output, in.value, none, nullptr, out.score_gradient);

@@ -78,8 +78,8 @@ RESCALED_INLINE double result_of(const CsrParameters& p, const Sums& sums, const
 
 // u, sums and coefficients of rows whose logits are there. Returns by what the exponent was raised.
 template <class T, Vectors kVectors>
-static __attribute__((noinline)) double add_loaded_rows(const CsrParameters& p, const RowInputs& in, int64_t first,
-                                                        int64_t rows, Sums& sums, CsrScratch<T>& s) {
+static double add_loaded_rows(const CsrParameters& p, const RowInputs& in, int64_t first, int64_t rows, Sums& sums,
+                              CsrScratch<T>& s) {
   const int64_t padded = round_up(rows, kLanes<T>);
   s.pad(rows, padded);
   load_targets<T>(in, Block{first, rows, kStreams, 1}, padded, s.rows);

@@ -44,7 +44,7 @@ struct Block {
 
 // Elements `first` to `first + count` of a vector, then zeros up to `padded`.
 template <class T>
-static void load_vector(InputView m, int64_t first, int64_t count, int64_t padded, T* to) {
+static __attribute__((noinline)) void load_vector(InputView m, int64_t first, int64_t count, int64_t padded, T* to) {
   with_type(m.dtype, m.data, [&](auto* from) {
     for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(value_of(from[(first + i) * m.row]));
   });
@@ -52,7 +52,7 @@ static void load_vector(InputView m, int64_t first, int64_t count, int64_t padde
 }
 // The elements of a block's rows.
 template <class T>
-static void load_rows(InputView m, Block b, int64_t padded, T* to) {
+static __attribute__((noinline)) void load_rows(InputView m, Block b, int64_t padded, T* to) {
   if (b.apart == 1) return load_vector<T>(m, b.first, b.count, padded, to);
   with_type(m.dtype, m.data, [&](auto* from) {
     const auto* start = from + b.first * m.row;
@@ -63,7 +63,7 @@ static void load_rows(InputView m, Block b, int64_t padded, T* to) {
   for (int64_t i = b.count; i < padded; ++i) to[i] = T(0);
 }
 template <class T>
-static void load_targets(const RowInputs& in, Block b, int64_t padded, RowBlock<T>& r) {
+static __attribute__((noinline)) void load_targets(const RowInputs& in, Block b, int64_t padded, RowBlock<T>& r) {
   load_rows<T>(in.b, b, padded, r.b);
   if (in.row_weight)
     load_rows<T>(in.row_weight, b, padded, r.row_weight);
@@ -93,7 +93,8 @@ RESCALED_INLINE T largest_of(const T* x, int64_t padded, bool absolute_value) {
 
 // The exponent that keeps u (and in the plain form b) of these rows at most about 1; -inf or NaN where there is none.
 template <class T>
-static double exponent_of(const RegressionParameters& p, const RowBlock<T>& r, int64_t padded) {
+static __attribute__((noinline)) double exponent_of(const RegressionParameters& p, const RowBlock<T>& r,
+                                                    int64_t padded) {
   double top = double{largest_of<T>(r.z, padded, p.kind != Kind::exp)} * kLog2e;
   if (p.form == Form::plain) {
     const double b = std::log2(double{largest_of<T>(r.b, padded, true)});
@@ -104,7 +105,8 @@ static double exponent_of(const RegressionParameters& p, const RowBlock<T>& r, i
 
 // u and du of the rows, scaled by 2^-exponent; zero beyond `count`.
 template <class T, bool kTwoSided>
-static void fill_phi(Kind kind, double exponent, int64_t count, int64_t padded, RowBlock<T>& r) {
+static __attribute__((noinline)) void fill_phi(Kind kind, double exponent, int64_t count, int64_t padded,
+                                               RowBlock<T>& r) {
   const Vec<T> scale = broadcast(static_cast<T>(exponent));
   for (int64_t i = 0; i < padded; i += kLanes<T>) {
     Vec<T> n, f;
@@ -124,7 +126,8 @@ static void fill_phi(Kind kind, double exponent, int64_t count, int64_t padded, 
 
 // The unit that fits these rows best: near the solution u is close to unit b, in any part of the rows.
 template <class T>
-static double predicted_unit(const RegressionParameters& p, double exponent, int64_t padded, const RowBlock<T>& r) {
+static __attribute__((noinline)) double predicted_unit(const RegressionParameters& p, double exponent, int64_t padded,
+                                                       const RowBlock<T>& r) {
   if (p.form == Form::plain) return power_of_two(-exponent);
   double product = 0, square = 0;
   for (int64_t i = 0; i < padded; ++i) {
@@ -139,7 +142,7 @@ static double predicted_unit(const RegressionParameters& p, double exponent, int
 // Adds a block to the sums, and fills the coefficients of the vectors; with gauss_newton also those of the Gram, after
 // them. That one leaves the penalty out.
 template <class T, Vectors kVectors>
-static void add_rows(const RegressionParameters& p, int64_t padded, RowBlock<T>& r, Sums& s) {
+static __attribute__((noinline)) void add_rows(const RegressionParameters& p, int64_t padded, RowBlock<T>& r, Sums& s) {
   constexpr bool product = kVectors == Vectors::product || kVectors == Vectors::plain_product,
                  gradient = kVectors == Vectors::gradient || kVectors == Vectors::gauss_newton;
   // In the plain form beyond the largest float only where b is zero so far.
@@ -181,7 +184,8 @@ static void add_rows(const RegressionParameters& p, int64_t padded, RowBlock<T>&
 // Makes the sums ready for a block: raises the exponent, fills u and du, sets the center. Returns by what the exponent
 // was raised (0: not), so that the vectors can follow.
 template <class T>
-static double begin_rows(const RegressionParameters& p, int64_t count, int64_t padded, RowBlock<T>& r, Sums& s) {
+static __attribute__((noinline)) double begin_rows(const RegressionParameters& p, int64_t count, int64_t padded,
+                                                   RowBlock<T>& r, Sums& s) {
   const double largest = double{largest_of<T>(r.z, padded, true)};
   s.largest = largest > s.largest || largest != largest ? largest : s.largest;
   const double exponent = exponent_of<T>(p, r, padded);
