@@ -52,8 +52,9 @@ RESCALED_INLINE void with_values(DType dtype, const void* values, Function f) {
 // they are read; a longer row is a block of its own. What memory brings while a row is read is kAhead further on.
 constexpr int64_t kBlockValues = 1 << 13, kAhead = 1 << 10;
 
-// How often the values of these rows were read in this pass, which asks memory for others as it goes, and whether their
-// indices were looked at, which is done just before they are followed.
+// What is known of rows that are about to be read. unchecked: nothing, so that their indices are looked at just before
+// they are followed; first: an earlier pass has looked; again: they were read a moment ago, and are near. The first two
+// ask memory for what comes later.
 enum class Visit { unchecked, first, again };
 
 template <class Index>
@@ -79,7 +80,8 @@ RESCALED_INLINE Indices<Index> first_indices(const Index* from, int64_t count) {
   else
     x = (UInt64Vector)_mm256_maskload_epi64(reinterpret_cast<const long long*>(from), (__m256i)(position < last));
 #else
-  for (int64_t i = 0; i < count; ++i) x[i] = static_cast<std::make_unsigned_t<Index> >(from[i]);
+  using Lane = std::make_unsigned_t<Index>;
+  for (int64_t i = 0; i < count; ++i) x[i] = static_cast<Lane>(from[i]);
 #endif
   return x;
 }
