@@ -6,7 +6,7 @@ import pytest
 import scipy.sparse
 import torch
 from oracle_regression import FORMS, KINDS
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, hessian, jvp, vmap
 from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
@@ -278,6 +278,38 @@ def test_solves_with_many_columns_without_a_matrix_of_their_square(kind):
     with pytest.raises(ValueError, match="at most 16384 columns"):
         wide = csr_tensor(components[0], components[1], components[2], (n, 20000))
         solve(Regression(wide, b), method="newton")
+
+
+def test_the_derivative_of_a_solution_with_many_columns():
+    """By conjugate gradients on products, beside differences of solves, and in the plain form the d x d system of a few columns."""
+    n, d, few = 4500, 2100, 5
+    torch.manual_seed(0)
+    dense = torch.randn(n - d + few, few, dtype=torch.float64) / 3
+    row, col = dense.nonzero(as_tuple=True)
+    row = torch.cat([row, torch.arange(len(dense), n)])  # each of the other columns meets a row of its own
+    col = torch.cat([col, torch.arange(few, d)])
+    values = torch.cat([dense.flatten(), torch.ones(d - few, dtype=torch.float64)])
+    crow = torch.cat([torch.zeros(1, dtype=torch.long), torch.bincount(row, minlength=n).cumsum(0)])
+    u = (dense @ torch.randn(few, dtype=torch.float64)).exp() * (1 + 0.1 * torch.randn(len(dense), dtype=torch.float64))
+    toward, tangent = torch.randn(2, max(n, d), dtype=torch.float64)
+
+    def x_star(b, form, start=None):
+        return OPS.solve_regression_csr(crow, col, values, d, b, start, form=form, ftol=0.0)[0]
+
+    b = torch.cat([u, torch.ones(d - few, dtype=torch.float64)]).requires_grad_()
+    x = x_star(b, "plain")
+    (grad_b,) = torch.autograd.grad(x, b, toward[:d])
+    small = u.clone().requires_grad_()
+    expected = solve(Regression(dense, small, form="plain"), ftol=0.0).x
+    torch.testing.assert_close(x[:few], expected)
+    (expected_b,) = torch.autograd.grad(expected, small, toward[:few])
+    torch.testing.assert_close(grad_b[: len(u)], expected_b, rtol=1e-8, atol=1e-10)
+
+    b = b.detach() / b.detach().sum() * (1 + 0.1 * torch.randn(n, dtype=torch.float64))
+    with forward_ad.dual_level():
+        x, found = forward_ad.unpack_dual(x_star(forward_ad.make_dual(b, b * tangent[:n]), "normalized"))
+    up, down = (x_star(b * (1 + step * tangent[:n]), "normalized", x.detach()) for step in (1e-4, -1e-4))
+    torch.testing.assert_close(found, (up - down) / 2e-4, rtol=1e-4, atol=1e-4 * float(found.abs().max()))
 
 
 def test_a_solution_is_differentiable_in_the_values():

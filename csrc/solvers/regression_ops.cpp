@@ -21,6 +21,7 @@
 #include "../ops/regression/checks.h"
 #include "../ops/regression/primitives.h"
 #include "../ops/regression/resident.h"
+#include "inverse_hessian.h"
 #include "map_implicit.h"
 #include "regression_state.h"
 
@@ -181,20 +182,6 @@ Four solve(SOLVE_POINT, RESCALED_REGRESSION_SETTINGS, SOLVE_OPTIONS) {
     history.select(0, i).slice(0, 0, s.history.size(0)).copy_(s.history);
   }
   return {restored(x, full), restored(summary, full), restored(history, full), restored(packed, full)};
-}
-
-// H(x)^-1 v, with the Hessian's scale put back.
-Tensor inverse_hessian_times(const RegressionPoint& x, const RegressionSettings& settings, const Tensor& v) {
-  TORCH_CHECK_NOT_IMPLEMENTED(!is_wide(x.design()), "torch_rescaled::solve_regression: expected at most ", kMostSquare,
-                              " columns of a sparse A for the derivative of a solution, got ", x.design().columns());
-  const ResidentPoint at = resident_point(x, settings);
-  const RegressionCurvature found = regression_curvature(x.design(), at.rows, at.statistics, "full");
-  const Tensor hessian = found.hessian.to(at::kDouble);
-  const Tensor finite = hessian.isfinite().flatten(-2).all(-1).unsqueeze(-1);  // of a solve that failed: NaN
-  const Tensor solved = symmetric_solve(at::where(finite.unsqueeze(-1), hessian, 0), v.to(at::kDouble), 1e-13);
-  const Tensor log_scale = at.statistics.select(-1, Numbers::log_scale).unsqueeze(-1);
-  const Tensor result = (-log_scale / 2).exp() * solved * (-log_scale / 2).exp();
-  return at::where(finite, result, std::numeric_limits<double>::quiet_NaN()).to(v.scalar_type());
 }
 
 RegressionPoint second_derivative(const RegressionPoint& along, const RegressionPoint& at,
