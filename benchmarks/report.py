@@ -291,6 +291,7 @@ PAGES = {
     "attention_gpu.json": "README.md",
     "attention_gpu_h100.json": "README.md",
     "attention_cpu_shapes.json": "docs/attention.md",
+    "attention_cpu_shapes_avx512.json": "docs/attention.md",
     "attention_cpu_types.json": "docs/attention.md",
     "attention_cpu_avx512_one_thread.json": "docs/attention.md",
     "loss_cpu.json": "docs/losses.md",
@@ -307,6 +308,7 @@ PAGES = {
 # Of a benchmark's second file; else the benchmark's name.
 MARKERS = {
     "attention_cpu_avx512_one_thread.json": "attention_avx512",
+    "attention_cpu_shapes_avx512.json": "attention_shapes_avx512",
     "attention_gpu_h100.json": "attention_gpu_h100",
 }
 
