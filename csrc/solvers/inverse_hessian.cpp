@@ -32,13 +32,13 @@ Tensor by_matrix(const RegressionPoint& x, const ResidentPoint& at, const Tensor
   return at::where(finite, solved, kNan);
 }
 
-// The diagonal of Gauss-Newton's Hessian [*L, d]: two reads of A.
+// The diagonal of Gauss-Newton's Hessian [*L, d]: a read of A, and but for the plain form another.
 Tensor diagonal_of(const RegressionPoint& x, const ResidentPoint& at, const RegressionSettings& settings) {
   const auto row = [&](int64_t i) { return at.rows.select(-2, i); };
-  const Tensor squares = regression_transposed(x.design(), row(Rows::diagonal).unsqueeze(-2), /*squared=*/true),
-               sides = regression_transposed(x.design(), at::stack({row(Rows::p), row(Rows::q)}, -2));
+  const Tensor squares = regression_transposed(x.design(), row(Rows::diagonal).unsqueeze(-2), /*squared=*/true);
   const Tensor diagonal = squares.select(-2, 0).to(at::kDouble);
   if (settings.form == "plain") return diagonal;
+  const Tensor sides = regression_transposed(x.design(), at::stack({row(Rows::p), row(Rows::q)}, -2));
   const Tensor p = sides.select(-2, 0).to(at::kDouble), q = sides.select(-2, 1).to(at::kDouble),
                square = at.statistics.select(-1, Numbers::square).unsqueeze(-1);
   return diagonal + square * p * p - 2 * p * q;

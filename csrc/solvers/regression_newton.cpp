@@ -139,7 +139,8 @@ void RegressionSolver::search(const Plan& plan, const Models& models, std::vecto
   record(history, factor * reach, factor, model);
   if (flat(before)) return converged(Status::flat);
   if (with_memory() && state_[State::exact] == 1 && factor == 1 && reach < kNear && !poor) {
-    state_.memory.begin(wide(hessian_), wide(noise_), log_scale);
+    const RegressionCurvature here = hosted({gradient_, hessian_, noise_});
+    state_.memory.begin(here.hessian, here.noise, log_scale);
     state_[State::exact] = 0;
     evaluate_at_x();
   }

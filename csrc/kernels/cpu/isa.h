@@ -15,7 +15,7 @@ const char* cpu_isa_name();
 Isa cpu_vector_isa();
 
 // Whether a gather of AVX-512 takes less time than its loads one by one: of the processors with these instructions on
-// those with AMX (Sapphire Rapids, measured); on AMD's it is made of more instructions than they are.
+// those with AMX (measured on a Sapphire Rapids; on no other).
 bool cpu_gathers_pay();
 
 }  // namespace rescaled

@@ -7,7 +7,20 @@
 namespace rescaled::RESCALED_ISA {
 namespace {
 
-// Of kLanes values at a time, of those that `mask` has.
+// Of kLanes values at a time, of those that `mask` has: indices, values, and both together.
+struct WideIndices {
+  static constexpr int kLanes = 8;
+  using Mask = __mmask8;
+  using Index = __m512i;
+  static Index all(uint64_t x) { return _mm512_set1_epi64(static_cast<int64_t>(x)); }
+  static Index load(Mask mask, const int64_t* p) { return _mm512_maskz_loadu_epi64(mask, p); }
+  static Mask below(Mask mask, Index x, Index y) { return _mm512_mask_cmplt_epu64_mask(mask, x, y); }
+};
+struct Doubles {
+  static __m512d load(__mmask8 mask, const double* p) { return _mm512_maskz_loadu_pd(mask, p); }
+  static double sum(__m512d x) { return _mm512_reduce_add_pd(x); }
+};
+
 template <class T, class Index>
 struct Gathers;
 template <>
@@ -15,60 +28,44 @@ struct Gathers<float, int32_t> {
   static constexpr int kLanes = 16;
   using Mask = __mmask16;
   using Index = __m512i;
-  using Values = __m512;
   static Index all(uint64_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
   static Index load(Mask mask, const int32_t* p) { return _mm512_maskz_loadu_epi32(mask, p); }
-  static Values load(Mask mask, const float* p) { return _mm512_maskz_loadu_ps(mask, p); }
+  static __m512 load(Mask mask, const float* p) { return _mm512_maskz_loadu_ps(mask, p); }
   static Mask below(Mask mask, Index x, Index y) { return _mm512_mask_cmplt_epu32_mask(mask, x, y); }
-  static Values gather(Mask mask, Index at, const float* p) {
+  static __m512 gather(Mask mask, Index at, const float* p) {
     return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, at, p, 4);
   }
-  static float sum(Values x) { return _mm512_reduce_add_ps(x); }
+  static float sum(__m512 x) { return _mm512_reduce_add_ps(x); }
 };
 template <>
-struct Gathers<float, int64_t> {
-  static constexpr int kLanes = 8;
-  using Mask = __mmask8;
-  using Index = __m512i;
-  using Values = __m256;
-  static Index all(uint64_t x) { return _mm512_set1_epi64(static_cast<int64_t>(x)); }
-  static Index load(Mask mask, const int64_t* p) { return _mm512_maskz_loadu_epi64(mask, p); }
-  static Values load(Mask mask, const float* p) { return _mm256_maskz_loadu_ps(mask, p); }
-  static Mask below(Mask mask, Index x, Index y) { return _mm512_mask_cmplt_epu64_mask(mask, x, y); }
-  static Values gather(Mask mask, Index at, const float* p) {
+struct Gathers<float, int64_t> : WideIndices {
+  using WideIndices::load;
+  static __m256 load(Mask mask, const float* p) { return _mm256_maskz_loadu_ps(mask, p); }
+  static __m256 gather(Mask mask, Index at, const float* p) {
     return _mm512_mask_i64gather_ps(_mm256_setzero_ps(), mask, at, p, 4);
   }
-  static float sum(Values x) { return _mm512_reduce_add_ps(_mm512_zextps256_ps512(x)); }
+  static float sum(__m256 x) { return _mm512_reduce_add_ps(_mm512_zextps256_ps512(x)); }
 };
 template <>
-struct Gathers<double, int32_t> {
+struct Gathers<double, int32_t> : Doubles {
   static constexpr int kLanes = 8;
   using Mask = __mmask8;
   using Index = __m256i;
-  using Values = __m512d;
+  using Doubles::load;
   static Index all(uint64_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
   static Index load(Mask mask, const int32_t* p) { return _mm256_maskz_loadu_epi32(mask, p); }
-  static Values load(Mask mask, const double* p) { return _mm512_maskz_loadu_pd(mask, p); }
   static Mask below(Mask mask, Index x, Index y) { return _mm256_mask_cmplt_epu32_mask(mask, x, y); }
-  static Values gather(Mask mask, Index at, const double* p) {
+  static __m512d gather(Mask mask, Index at, const double* p) {
     return _mm512_mask_i32gather_pd(_mm512_setzero_pd(), mask, at, p, 8);
   }
-  static double sum(Values x) { return _mm512_reduce_add_pd(x); }
 };
 template <>
-struct Gathers<double, int64_t> {
-  static constexpr int kLanes = 8;
-  using Mask = __mmask8;
-  using Index = __m512i;
-  using Values = __m512d;
-  static Index all(uint64_t x) { return _mm512_set1_epi64(static_cast<int64_t>(x)); }
-  static Index load(Mask mask, const int64_t* p) { return _mm512_maskz_loadu_epi64(mask, p); }
-  static Values load(Mask mask, const double* p) { return _mm512_maskz_loadu_pd(mask, p); }
-  static Mask below(Mask mask, Index x, Index y) { return _mm512_mask_cmplt_epu64_mask(mask, x, y); }
-  static Values gather(Mask mask, Index at, const double* p) {
+struct Gathers<double, int64_t> : WideIndices, Doubles {
+  using Doubles::load;
+  using WideIndices::load;
+  static __m512d gather(Mask mask, Index at, const double* p) {
     return _mm512_mask_i64gather_pd(_mm512_setzero_pd(), mask, at, p, 8);
   }
-  static double sum(Values x) { return _mm512_reduce_add_pd(x); }
 };
 
 // As multiply_csr, of values in T. Where an index is wrong nothing is read, and false returned in the end.
@@ -84,7 +81,7 @@ static bool multiply_by_gathers(const Reader<Index>& reader, const CsrRows<Index
   for (int64_t r = 0; r < count; ++r) {
     const int64_t end = a.crow[first + r + 1];
     if (!reader.orders(k, end)) return false;
-    typename G::Values sum = {};
+    decltype(G::load(Mask(), values)) sum = {};
     for (; k < end; k += G::kLanes) {
       const int64_t left = end - k;
       const Mask mask = static_cast<Mask>(left >= G::kLanes ? -1 : (1 << left) - 1);
