@@ -18,6 +18,8 @@ def resolve_mask(
     """A :class:`CausalBias` as what it means, and a refusal of what the operator cannot read."""
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         check_readable(op, name, tensor)
+    if attn_mask is None:
+        return attn_mask, is_causal
     if isinstance(attn_mask, CausalBias):
         n, m = query.shape[-2], key.shape[-2]
         if (attn_mask.seq_len_q, attn_mask.seq_len_kv) != (n, m):
@@ -31,22 +33,22 @@ def resolve_mask(
             f"torch_rescaled::{op}: expected attn_mask to be a torch.Tensor, got a BlockMask; sliding windows and other sparse "
             "masks do not exist yet, a boolean attn_mask that broadcasts to [*, H, N, M] does"
         )
-    if attn_mask is not None:
-        check_readable(op, "attn_mask", attn_mask)
+    check_readable(op, "attn_mask", attn_mask)
     return attn_mask, is_causal
 
 
 def check_readable(op: str, name: str, tensor: Tensor) -> None:
     """Refuses nested tensors, and subclasses that do not dispatch: an operator reads storage, which they may not have."""
     kind = type(tensor)
-    if not issubclass(kind, Tensor):
+    plain = kind is Tensor or kind is torch.nn.Parameter  # first: small calls wait for these lines
+    if not plain and not issubclass(kind, Tensor):
         raise TypeError(f"torch_rescaled::{op}: expected {name} to be a torch.Tensor, got {kind.__name__}")
     if tensor.is_nested:
         raise NotImplementedError(
             f"torch_rescaled::{op}: expected {name} to be a dense torch.Tensor, got a nested one; packed variable lengths do not "
             "exist yet, padding with a boolean attn_mask does"
         )
-    if kind not in (Tensor, torch.nn.Parameter) and kind.__torch_dispatch__ is Tensor.__torch_dispatch__:
+    if not plain and kind.__torch_dispatch__ is Tensor.__torch_dispatch__:
         raise TypeError(f"torch_rescaled::{op}: expected {name} to be a plain torch.Tensor, got {kind.__name__}")
 
 

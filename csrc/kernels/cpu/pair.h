@@ -27,6 +27,14 @@ template <class E>
 using Sum = typename SumOf<E>::Type;
 template <class E>
 inline constexpr bool kPairs = std::is_same_v<E, Pair>;
+// Are products of E by tiles of memory, not by the register tiles of tile.h?
+#if defined(__AMX_BF16__)
+template <class E>
+inline constexpr bool kByTiles = kPairs<E>;
+#else
+template <class E>
+inline constexpr bool kByTiles = false;
+#endif
 
 constexpr int64_t kPairColumns = 32;  // a vector of pairs, and the depth of a tile
 // Of `depth` elements: how many factors E they take, and how many of them products need.

@@ -93,6 +93,21 @@ RESCALED_INLINE void take_tiles() {}
 RESCALED_INLINE void give_tiles_back() {}
 
 #if defined(__AVX512BF16__)
+// c[i][:] += sum_p a(i, p) b(p, :) as in tile.h, two products a step.
+template <class E, int kRows, int kVectors, bool kTransposed>
+RESCALED_INLINE void multiply(int64_t depth, const Pair* __restrict a, int64_t lda, const Pair* __restrict b,
+                              int64_t ldb, Tile<float, kRows, kVectors>& c) {
+  for (int64_t p = 0; p < depth; ++p) {
+    PairVector row[kVectors];
+    RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) row[j] = _mm512_loadu_si512(b + p * ldb + j * 16);
+    RESCALED_UNROLL for (int i = 0; i < kRows; ++i) {
+      const PairVector x = _mm512_set1_epi32(static_cast<int>(a[kTransposed ? p * lda + i : i * lda + p].bits));
+      RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) c[i][j] =
+          (FloatVector)_mm512_dpbf16_ps((__m512)c[i][j], (__m512bh)x, (__m512bh)row[j]);
+    }
+  }
+}
+
 template <int kVectors>
 static __attribute__((noinline)) void pair_product(int64_t rows, int64_t depth, bool add, Rows<Pair> a, const Pair* b,
                                                    int64_t ldb, float* out, int64_t ld) {
@@ -102,16 +117,7 @@ static __attribute__((noinline)) void pair_product(int64_t rows, int64_t depth, 
       tile_load<float, kTileRows, kVectors>(c, out + i * ld, ld);
     else
       tile_clear<float, kTileRows, kVectors>(c);
-    const Pair* const from = a.data + i * a.ld;
-    for (int64_t p = 0; p < depth; ++p) {
-      PairVector row[kVectors];
-      RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) row[j] = _mm512_loadu_si512(b + p * ldb + j * 16);
-      RESCALED_UNROLL for (int r = 0; r < kTileRows; ++r) {
-        const PairVector x = _mm512_set1_epi32(static_cast<int>(from[r * a.ld + p].bits));
-        RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) c[r][j] =
-            (FloatVector)_mm512_dpbf16_ps((__m512)c[r][j], (__m512bh)x, (__m512bh)row[j]);
-      }
-    }
+    multiply<Pair, kTileRows, kVectors, false>(depth, a.data + i * a.ld, a.ld, b, ldb, c);
     tile_store<float, kTileRows, kVectors>(c, out + i * ld, ld);
   }
 }

@@ -34,6 +34,27 @@ RESCALED_INLINE int64_t packed_ld(int64_t columns) {
   return ((columns + line - 1) / line | 1) * line;
 }
 
+// What the lanes count is cut into panels, as wide as a register tile. Where the last one had a single vector, it and
+// the one before have two each: so much as tiles of their own width multiply (kNarrow), and alike for two threads.
+template <class E>
+inline constexpr int64_t kPanel = kTileVectors * kLanes<Sum<E>>;
+constexpr int kNarrow = 2;
+struct Span {
+  int64_t first, count;
+};
+template <class E>
+RESCALED_INLINE int64_t panels_of(int64_t all) {
+  return (all + kPanel<E> - 1) / kPanel<E>;
+}
+template <class E>
+RESCALED_INLINE Span panel_span(int64_t all, int64_t panel) {
+  const int64_t panels = panels_of<E>(all), border = (panels - 1) * kPanel<E> - kLanes<Sum<E>>;
+  const bool shared = !kPairs<E> && panels > 1 && all <= border + kNarrow * kLanes<Sum<E>>;
+  const int64_t first = shared && panel == panels - 1 ? border : panel * kPanel<E>,
+                next = shared && panel == panels - 2 ? border : (panel + 1) * kPanel<E>;
+  return {first, (next < all ? next : all) - first};
+}
+
 enum class Lanes { queries, keys };
 
 struct Block {

@@ -18,9 +18,9 @@ struct ForwardScratch : PanelScratch<E> {
   E* pairs;
   ForwardScratch(const AttentionParameters& p, Arena& arena) : PanelScratch<E>(p, arena) {
     for (ForwardPanel<E>& panel : panels) panel = take_panel<E>(p, arena);
-    scores = arena.take<T>(kKeyBlock * kPanelLanes<E>);
-    weights = arena.take<T>(kKeyBlock * kPanelLanes<E>);
-    pairs = arena.take<E>(kPairs<E> ? kKeyBlock / 2 * kPanelLanes<E> : 0);
+    scores = arena.take<T>(kKeyBlock * kPanel<E>);
+    weights = arena.take<T>(kKeyBlock * kPanel<E>);
+    pairs = arena.take<E>(kPairs<E> ? kKeyBlock / 2 * kPanel<E> : 0);
   }
 };
 

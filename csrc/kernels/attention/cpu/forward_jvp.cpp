@@ -21,7 +21,7 @@ struct ForwardJvpScratch : PanelScratch<E> {
   T *weights, *scores, *score_tangents, *bias_tangents;  // [kKeyBlock][lanes]
   E *pairs, *tangent_pairs;
   ForwardJvpScratch(const AttentionParameters& p, Arena& arena) : PanelScratch<E>(p, arena) {
-    constexpr int64_t lanes = kPanelLanes<E>;
+    constexpr int64_t lanes = kPanel<E>;
     for (int i = 0; i < kPanelsPerTask; ++i) {
       panels[i] = take_panel<E>(p, arena);
       tangents[i] = {p.tangent_query ? arena.take<E>(depth_of<E>(p.head_size) * lanes) : nullptr,

@@ -14,7 +14,7 @@ struct BiasTasks {
   int64_t query_blocks, key_panels, tasks;
   explicit BiasTasks(const AttentionParameters& p) : by_query(p.grad_bias.row != 0), by_key(p.grad_bias.column != 0) {
     query_blocks = by_query ? (p.queries + kQueryBlock - 1) / kQueryBlock : 1;
-    key_panels = by_key ? (p.keys + kPanel<E> - 1) / kPanel<E> : 1;
+    key_panels = by_key ? panels_of<E>(p.keys) : 1;
     tasks = bias_batches(p, true) * query_blocks * key_panels;
   }
 };

@@ -166,7 +166,7 @@ static void accumulate_query(bool add, int64_t rows, int64_t keys, int64_t, cons
 template <class E>
 static __attribute__((noinline)) void pair_block(int64_t rows, int64_t count, const float* from, Pair* to,
                                                  Pair* to_rows) {
-  pair_rows<kTileVectors>(rows, 2 * depth_of<E>(rows), from, to);
+  pair_rows<kTileVectors>(rows, rows, from, to);
   if (!to_rows) return;
   const auto vector = [&](int64_t r, int64_t x) {
     const int64_t left = count - x, there = left < 0 ? 0 : left < 16 ? left : 16;
@@ -189,33 +189,44 @@ template <class E>
 struct PanelFactors {
   const E *value_weights, *score_gradient, *tangent_score_gradient;
 };
-template <class E, bool kSecond>
-RESCALED_INLINE PanelFactors<E> panel_factors(int64_t skip, [[maybe_unused]] int64_t rows,
-                                              [[maybe_unused]] int64_t count, [[maybe_unused]] int64_t first_key,
-                                              const TileOutput<Sum<E>>& out,
-                                              [[maybe_unused]] const GradientScratch<E>& s) {
-  const int64_t from = skip * kPanel<E>;
+// Computes them: queries [skip, rows) of a block, and the keys of a panel.
+template <class E, bool kTwoSided, bool kSecond>
+RESCALED_INLINE PanelFactors<E> panel_factors(const AttentionParameters& p, const TileInput<E>& in,
+                                              RowData<Sum<E>> row_data, int64_t skip, int64_t rows,
+                                              [[maybe_unused]] int panel, [[maybe_unused]] Span keys,
+                                              const GradientScratch<E>& s) {
 #if defined(__AVX512BF16__)
-  const int64_t to = skip * GradientScratch<E>::kRowLd + first_key / 2, padded = round_up(rows, kTileRows) - skip;
-  pair_block<E>(padded, count, out.value_weights + from, s.value_pairs, nullptr);
-  pair_block<E>(padded, count, out.score_gradient + from, s.score_pairs, s.score_rows + to);
-  if (kSecond)
-    pair_block<E>(padded, count, out.tangent_score_gradient + from, s.tangent_score_pairs, s.tangent_score_rows + to);
+  const TileOutput<float> out{s.value_weights, s.score_gradient, s.tangent_score_gradient, s.tangent_e, false};
+  for (int64_t r = skip; r < rows; r += kPairedRows) {
+    const int64_t next = r + kPairedRows < rows ? r + kPairedRows : rows, count = round_up(next - r, kTileRows),
+                  to = (r - skip) / 2 * kPanel<E>, to_rows = r * GradientScratch<E>::kRowLd + keys.first / 2;
+    gradient_block<E, kTwoSided, kSecond>(p, r, next, in, row_data, out);
+    pair_block<E>(count, keys.count, out.value_weights, s.value_pairs + to, nullptr);
+    pair_block<E>(count, keys.count, out.score_gradient, s.score_pairs + to, s.score_rows + to_rows);
+    if (kSecond)
+      pair_block<E>(count, keys.count, out.tangent_score_gradient, s.tangent_score_pairs + to,
+                    s.tangent_score_rows + to_rows);
+  }
   return {s.value_pairs, s.score_pairs, s.tangent_score_pairs};
 #else
-  return {out.value_weights + from, out.score_gradient + from, out.tangent_score_gradient + from};
+  const int64_t at = (panel * kQueryBlock + skip) * kPanel<E>;
+  const TileOutput<E> out{s.value_weights + at, s.score_gradient + at, s.tangent_score_gradient + at, s.tangent_e,
+                          false};
+  gradient_block<E, kTwoSided, kSecond>(p, skip, rows, in, row_data, out);
+  return {out.value_weights, out.score_gradient, out.tangent_score_gradient};
 #endif
 }
 // Scores of the first `skip` queries with the keys of a panel: 0, as factors of the sum over keys.
 template <class E>
-RESCALED_INLINE void clear_skipped(int64_t skip, [[maybe_unused]] int64_t first_key, [[maybe_unused]] int64_t at,
+RESCALED_INLINE void clear_skipped(int64_t skip, [[maybe_unused]] int64_t first_key, [[maybe_unused]] int panel,
                                    const GradientScratch<E>& s) {
 #if defined(__AVX512BF16__)
   for (E* m : {s.score_rows, s.tangent_score_rows})
     for (int64_t r = 0; r < skip; ++r)
       std::memset(m + r * GradientScratch<E>::kRowLd + first_key / 2, 0, sizeof(E) * kPanel<E> / 2);
 #else
-  for (E* m : {s.score_gradient, s.tangent_score_gradient}) std::memset(m + at, 0, sizeof(E) * skip * kPanel<E>);
+  for (E* m : {s.score_gradient, s.tangent_score_gradient})
+    std::memset(m + panel * kQueryBlock * kPanel<E>, 0, sizeof(E) * skip * kPanel<E>);
 #endif
 }
 
@@ -224,10 +235,9 @@ template <class E, bool kTwoSided, bool kSecond>
 static __attribute__((noinline)) void gradient_pair(const AttentionParameters& p, const GradientWorkspace<E>& space,
                                                     int64_t b, bool add, Block block, Rows<E> key, Rows<E> tangent_key,
                                                     GradientScratch<E>& s, Sum<E>* grad_query) {
-  using T = Sum<E>;
   const Problem g(p, b);
   TileInput<E> in = query_block<E>(p, space, b, block.query);
-  const RowData<T> row_data = space.row_data(b, block.query);
+  const RowData<Sum<E>> row_data = space.row_data(b, block.query);
   // Rows of queries as they are, or of pairs transposed, from query `first` of the block on.
   const auto columns = [&]([[maybe_unused]] Rows<E> rows, [[maybe_unused]] E* transposed,
                            [[maybe_unused]] int64_t depth, int64_t first) {
@@ -239,21 +249,17 @@ static __attribute__((noinline)) void gradient_pair(const AttentionParameters& p
   };
   int64_t seen = block.lanes;  // keys of the block that some query of it attends
   for (int panel = 0; panel * kPanel<E> < block.lanes; ++panel) {
-    const auto [first_key, count] = panel_span<E>(block.lanes, panel);
-    const int64_t at = kPairs<E> ? 0 : panel * kQueryBlock * kPanel<E>;
+    const Span keys = panel_span<E>(block.lanes, panel);
     int64_t skip = 0;  // leading queries before every key of the panel
-    if (p.causal && block.query < block.key + first_key)
-      skip = (block.key + first_key - block.query) / kTileRows * kTileRows;
+    if (p.causal && block.query < block.key + keys.first)
+      skip = (block.key + keys.first - block.query) / kTileRows * kTileRows;
     if (skip >= block.rows) {
-      seen = first_key;
+      seen = keys.first;
       break;
     }
-    if (skip) clear_skipped<E>(skip, first_key, at, s);
-    set_panel<E>(p, g, {block.query, block.key + first_key, block.rows, count}, panel, s, in);
-    const TileOutput<T> out{s.value_weights + at, s.score_gradient + at, s.tangent_score_gradient + at, s.tangent_e,
-                            false};
-    gradient_block<E, kTwoSided, kSecond>(p, skip, block.rows, in, row_data, out);
-    const PanelFactors<E> f = panel_factors<E, kSecond>(skip, block.rows, count, first_key, out, s);
+    if (skip) clear_skipped<E>(skip, keys.first, panel, s);
+    set_panel<E>(p, g, {block.query, block.key + keys.first, block.rows, keys.count}, panel, s, in);
+    const PanelFactors<E> f = panel_factors<E, kTwoSided, kSecond>(p, in, row_data, skip, block.rows, panel, keys, s);
     const int64_t count_rows = block.rows - skip;
     if (p.grad_value && in.grad_output.data)
       accumulate_keys<E>(count_rows, p.value_size, in.narrow,

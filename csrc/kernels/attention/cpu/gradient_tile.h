@@ -12,23 +12,6 @@
 namespace rescaled::RESCALED_ISA {
 namespace {
 
-// The keys of a block are cut into panels. Where the last one had a single vector, it and the one before have two each,
-// so many as tiles of their own width multiply: kNarrow.
-template <class E>
-inline constexpr int64_t kPanel = kTileVectors * kLanes<Sum<E>>;
-constexpr int kNarrow = 2;
-struct Span {
-  int64_t first, count;
-};
-template <class E>
-RESCALED_INLINE Span panel_span(int64_t keys, int64_t panel) {
-  const int64_t panels = (keys + kPanel<E> - 1) / kPanel<E>, border = (panels - 1) * kPanel<E> - kLanes<Sum<E>>;
-  const bool shared = !kPairs<E> && panels > 1 && keys <= border + kNarrow * kLanes<Sum<E>>;
-  const int64_t first = shared && panel == panels - 1 ? border : panel * kPanel<E>,
-                next = shared && panel == panels - 2 ? border : (panel + 1) * kPanel<E>;
-  return {first, (next < keys ? next : keys) - first};
-}
-
 // What a row needs, one array [queries, padded to kTileRows] each; rows of padding have weight 0.
 enum RowArray { kShift, kExponent, kFactor, kGradBalance, kDelta, kTangentNormalizer, kTangentDelta, kRowArrays };
 template <class T>
@@ -46,7 +29,7 @@ struct TileInput {
   const T *weights, *bias_tangents, *dropout;          // [rows][lanes], absent: nullptr
   bool narrow;                                         // at most kNarrow vectors of keys
 };
-// Blocks [rows][kPanel]; the products are computed where their results go.
+// Blocks [rows][kPanel], from the first row that is computed on; the products are computed where their results go.
 template <class T>
 struct TileOutput {
   T* value_weights;           // the scores, then a or ad
@@ -63,11 +46,10 @@ RESCALED_INLINE void tile_products(const AttentionParameters& p, const TileInput
   const Rows<E> none{nullptr, 0};
   const auto product = [&](int64_t depth, Rows<E> a0, const E* b0, Rows<E> a1, const E* b1, Sum<E>* to) {
     const int64_t count = last - first, steps = depth_of<E>(depth);
-    Sum<E>* const at = to + first * kPanel<E>;
     if constexpr (!kPairs<E>)
       if (in.narrow)
-        return product_sum<E, kNarrow, kTileVectors>(count, steps, after(a0, first), b0, after(a1, first), b1, at);
-    product_sum<E, kTileVectors>(count, steps, after(a0, first), b0, after(a1, first), b1, at);
+        return product_sum<E, kNarrow, kTileVectors>(count, steps, after(a0, first), b0, after(a1, first), b1, to);
+    product_sum<E, kTileVectors>(count, steps, after(a0, first), b0, after(a1, first), b1, to);
   };
   product(p.head_size, in.query, in.key, none, nullptr, out.value_weights);
   product(p.value_size, in.grad_output, in.value, none, nullptr, out.score_gradient);
@@ -84,8 +66,8 @@ RESCALED_INLINE void tile_gradients(bool odd_kind, const TileInput<E>& in, RowDa
     const Vec<T> shift = broadcast(rows[kShift][i]), grad_balance = broadcast(rows[kGradBalance][i]),
                  delta = broadcast(rows[kDelta][i]);
     RESCALED_UNROLL for (int j = 0; j < kTileVectors; ++j) {
-      const int64_t at = i * kPanel<E> + j * kLanes<T>;
-      const Vec<T> t = scaled<E>(in.score_factor, load(out.value_weights + at));
+      const int64_t lane = j * kLanes<T>, at = i * kPanel<E> + lane, to = (i - first) * kPanel<E> + lane;
+      const Vec<T> t = scaled<E>(in.score_factor, load(out.value_weights + to));
       Vec<T> even, odd;
       if constexpr (!kTwoSided) {
         even = odd = exp2_vector<T>(in.weights ? (t + load(in.weights + at)) - shift : t - shift);
@@ -97,18 +79,18 @@ RESCALED_INLINE void tile_gradients(bool odd_kind, const TileInput<E>& in, RowDa
       }
       const Vec<T> a = kTwoSided && odd_kind ? odd : even, s = kTwoSided && odd_kind ? even : odd;  // s = du/ds / c
       const Vec<T> drop = in.dropout ? load(in.dropout + at) : broadcast(T(1));
-      const Vec<T> e = load(out.score_gradient + at) * drop + grad_balance;
+      const Vec<T> e = load(out.score_gradient + to) * drop + grad_balance;
       const Vec<T> score_gradient = kTwoSided ? s * e - odd * delta : a * (e - delta);  // n = odd, p = even
       if constexpr (!kSecond) {
         if (out.bias_only) {
-          store<T>(out.score_gradient + at, kTwoSided ? a * e - even * delta : score_gradient);
+          store<T>(out.score_gradient + to, kTwoSided ? a * e - even * delta : score_gradient);
         } else {
-          store<T>(out.value_weights + at, a * drop);
-          store<T>(out.score_gradient + at, score_gradient);
+          store<T>(out.value_weights + to, a * drop);
+          store<T>(out.score_gradient + to, score_gradient);
         }
       } else {
-        const Vec<T> sd = load(out.tangent_score_gradient + at) * in.tangent_factor,
-                     ed = load(out.tangent_e + at) * drop, tangent_delta = broadcast(rows[kTangentDelta][i]);
+        const Vec<T> sd = load(out.tangent_score_gradient + to) * in.tangent_factor,
+                     ed = load(out.tangent_e + to) * drop, tangent_delta = broadcast(rows[kTangentDelta][i]);
         Vec<T> y = -broadcast(rows[kTangentNormalizer][i]);
         if (in.bias_tangents) y += load(in.bias_tangents + at);
         Vec<T> ad, second, bias;
@@ -122,11 +104,11 @@ RESCALED_INLINE void tile_gradients(bool odd_kind, const TileInput<E>& in, RowDa
           bias = ad * e + a * ed - pd * delta - even * tangent_delta;
         }
         if (out.bias_only) {
-          store<T>(out.score_gradient + at, bias);
+          store<T>(out.score_gradient + to, bias);
         } else {
-          store<T>(out.value_weights + at, ad * drop);
-          store<T>(out.score_gradient + at, second);
-          store<T>(out.tangent_score_gradient + at, score_gradient);
+          store<T>(out.value_weights + to, ad * drop);
+          store<T>(out.score_gradient + to, second);
+          store<T>(out.tangent_score_gradient + to, score_gradient);
         }
       }
     }

@@ -21,7 +21,7 @@ struct JvpScratch : PanelScratch<E> {
   T *weights, *score_weights, *score_tangents, *bias_tangents;  // [kKeyBlock][lanes]
   E *pairs, *tangent_pairs;
   JvpScratch(const AttentionParameters& p, Arena& arena) : PanelScratch<E>(p, arena) {
-    constexpr int64_t lanes = kPanelLanes<E>;
+    constexpr int64_t lanes = kPanel<E>;
     const int64_t depth = depth_of<E>(p.head_size);
     for (int i = 0; i < kPanelsPerTask; ++i)
       panels[i] = {arena.take<E>(depth * lanes),

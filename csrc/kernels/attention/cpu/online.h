@@ -17,7 +17,7 @@ struct ForwardPanel {
 
 template <class E>
 RESCALED_INLINE ForwardPanel<E> take_panel(const AttentionParameters& p, Arena& arena) {
-  constexpr int64_t lanes = kPanelLanes<E>;
+  constexpr int64_t lanes = kPanel<E>;
   using T = Sum<E>;
   return {arena.take<E>(depth_of<E>(p.head_size) * lanes), arena.take<T>(round_up(p.value_size, kTileRows) * lanes),
           arena.take<T>(lanes), arena.take<T>(lanes), arena.take<T>(lanes)};
@@ -82,12 +82,12 @@ static __attribute__((noinline)) void score_block(int64_t rows, int64_t depth, R
   RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) highest[j] = top[j];
   const auto take = [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; ++r) RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) {
-        const Vec<T> s = scaled<E>(scale, load(scores + r * lanes + j * kLanes<T>));
-        if constexpr (kPairs<E>) store<T>(scores + r * lanes + j * kLanes<T>, s);
+        Vec<T> s = load(scores + r * lanes + j * kLanes<T>);
+        if constexpr (kByTiles<E>) store<T>(scores + r * lanes + j * kLanes<T>, s = scaled<E>(scale, s));
         highest[j] = maximum(highest[j], kTwoSided ? absolute(s) : s);
       }
   };
-  if constexpr (kPairs<E>) {
+  if constexpr (kByTiles<E>) {
     for (int64_t i = 0; i < rows; i += kTileRows) {  // a few rows at a time, so that they are still near
       const int64_t left = rows - i, count = left < kTileRows ? left : kTileRows;
       product_block<E, kVectors>(count, depth, false, after(key, i), query, scores + i * lanes);
@@ -101,7 +101,9 @@ static __attribute__((noinline)) void score_block(int64_t rows, int64_t depth, R
     for (int64_t i = 0; i < rows; i += kTileRows) {
       Tile<T, kTileRows, kVectors> c;
       tile_clear<T, kTileRows, kVectors>(c);
-      multiply<T, kTileRows, kVectors, false>(depth, key.data + i * key.ld, key.ld, query, lanes, c);
+      multiply<E, kTileRows, kVectors, false>(depth, key.data + i * key.ld, key.ld, query, lanes, c);
+      RESCALED_UNROLL for (int r = 0; r < kTileRows; ++r) RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) c[r][j] =
+          scaled<E>(scale, c[r][j]);
       tile_store<T, kTileRows, kVectors>(c, scores + i * lanes, lanes);
       if (i < in_tile) highest_of<T, kTwoSided, kVectors>(c, highest);
     }

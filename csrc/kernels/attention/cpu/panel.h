@@ -9,10 +9,14 @@ namespace {
 
 // A block of scores, 12 KB in float, shares the first-level cache with the query panel: 64 keys are 10 % faster than
 // 256 on a 48 KB cache (Sapphire Rapids, measured), and no slower elsewhere. Tiles are fast: what happens once a block
-// has to be rare (512 keys are 5 % faster than 256, 1024 no faster where the mask is causal).
+// has to be rare (512 keys are 5 % faster than 256, 1024 no faster where the mask is causal). Dots take half the steps
+// of float: 256 keys are 6-10 % faster than 64, 512 1 % more and slower where the mask is causal (Zen 4, measured).
 #if defined(__AMX_BF16__)
 constexpr int64_t kKeyBlock = 512;
 constexpr int kPanelsPerTask = 8;
+#elif defined(__AVX512BF16__)
+constexpr int64_t kKeyBlock = 256;
+constexpr int kPanelsPerTask = 4;
 #else
 constexpr int64_t kKeyBlock = 64;
 constexpr int kPanelsPerTask = 4;
@@ -32,22 +36,18 @@ RESCALED_INLINE bool packs(const AttentionParameters& p) {
            direct(p.tangent_key, p.head_size, 1) && direct(p.tangent_value, p.value_size, kTileRows));
 }
 
-// Length of a row of packed keys, and (pairs) of a row of values transposed.
+// Length of a row of packed keys, and of packed values: columns, but (tiles) pairs of keys, transposed.
 template <class E>
 RESCALED_INLINE int64_t key_ld(const AttentionParameters& p) {
   return kPairs<E> ? packed_ld<E>(depth_of<E>(p.head_size)) : p.head_size;
 }
 template <class E>
-inline constexpr int64_t kPairedKeys = kKeyBlock / 2 + 16;  // an odd number of cache lines, as of packed_ld
-
-// Of a panel that starts at query `first`: its queries, and its lanes in whole vectors.
-template <class E>
-inline constexpr int64_t kPanelLanes = kTileVectors * kLanes<Sum<E>>;
-template <class E>
-RESCALED_INLINE int64_t panel_count(const AttentionParameters& p, int64_t first) {
-  const int64_t left = p.queries - first;
-  return left < kPanelLanes<E> ? left : kPanelLanes<E>;
+RESCALED_INLINE int64_t value_ld(const AttentionParameters& p) {
+  if (kByTiles<E>) return kKeyBlock / 2 + 16;  // an odd number of cache lines, as of packed_ld
+  return kPairs<E> ? packed_ld<E>(round_up(p.value_size, kPairColumns)) : round_up(p.value_size, kTileRows);
 }
+
+// Lanes of a panel of `count` queries, in whole vectors.
 template <class E>
 RESCALED_INLINE int64_t panel_lanes(int64_t count) {
   return round_up(count, kLanes<Sum<E>>);
@@ -74,8 +74,8 @@ struct PanelCut {
 };
 template <class E>
 RESCALED_INLINE PanelCut panel_cut(const AttentionParameters& p) {
-  constexpr int64_t lanes = kPanelLanes<E>, all_singles = 2 * kPanelsPerTask, many = 8;
-  const int64_t panels = (p.queries + lanes - 1) / lanes, matrices = p.kv_batches * p.group;
+  constexpr int64_t all_singles = 2 * kPanelsPerTask, many = 8;
+  const int64_t panels = panels_of<E>(p.queries), matrices = p.kv_batches * p.group;
   if (kPairs<E>) {
     const int64_t all = matrices * panels, small = kPanelsPerTask < 4 ? kPanelsPerTask : 4,
                   each = all >= 16 * kPanelsPerTask ? kPanelsPerTask
@@ -92,7 +92,7 @@ RESCALED_INLINE PanelCut panel_cut(const AttentionParameters& p) {
 }
 
 struct PanelTask {
-  int64_t batch, first, lanes;
+  int64_t batch, panel;  // its first one
   int panels;
 };
 template <class E>
@@ -102,13 +102,12 @@ RESCALED_INLINE int64_t panel_tasks(const AttentionParameters& p) {
 }
 template <class E>
 RESCALED_INLINE PanelTask panel_task(const AttentionParameters& p, int64_t task) {
-  constexpr int64_t lanes = kPanelLanes<E>;
   const PanelCut cut = panel_cut<E>(p);
   const int64_t tasks = cut.singles + cut.groups, index = tasks - 1 - task % tasks;  // the longest first
   const bool single = index < cut.singles;
   const int64_t panel = single ? index : cut.singles + (index - cut.singles) * cut.each,
-                left = (p.queries - panel * lanes + lanes - 1) / lanes;
-  return {task / tasks, panel * lanes, lanes, single ? 1 : static_cast<int>(left < cut.each ? left : cut.each)};
+                left = panels_of<E>(p.queries) - panel;
+  return {task / tasks, panel, single ? 1 : static_cast<int>(left < cut.each ? left : cut.each)};
 }
 
 // Where keys and values are packed when they cannot be read in place. Pairs of values always are: their products sum
@@ -117,9 +116,10 @@ template <class E>
 struct PanelScratch {
   E *keys, *values, *tangent_keys, *tangent_values;
   PanelScratch(const AttentionParameters& p, Arena& arena) {
-    const int64_t head = kKeyBlock * key_ld<E>(p), columns = kPairs<E>
-                                                                 ? round_up(p.value_size, kPairColumns) * kPairedKeys<E>
-                                                                 : round_up(p.value_size, kTileRows) * kKeyBlock;
+    const int64_t rows = kByTiles<E> ? round_up(p.value_size, kPairColumns)
+                         : kPairs<E> ? kKeyBlock / 2
+                                     : kKeyBlock,
+                  head = kKeyBlock * key_ld<E>(p), columns = rows * value_ld<E>(p);
     keys = arena.take<E>(head), values = arena.take<E>(columns);
     tangent_keys = arena.take<E>(p.tangent_key ? head : 0),
     tangent_values = arena.take<E>(p.tangent_value ? columns : 0);
@@ -128,7 +128,7 @@ struct PanelScratch {
 // The rows of a block that products read; absent: data = nullptr.
 template <class E>
 struct BlockRows {
-  Rows<E> key, value, tangent_key, tangent_value;  // pairs: values transposed, [Dv][keys]
+  Rows<E> key, value, tangent_key, tangent_value;  // pairs: values in pairs of keys; for tiles transposed, [Dv][keys]
 };
 template <class T>
 static BlockRows<T> block_rows(const AttentionParameters& p, const Problem& problem, int64_t first, int64_t rows,
@@ -157,10 +157,11 @@ BlockRows<Pair> block_rows<Pair>(const AttentionParameters& p, const Problem& pr
     return Rows<Pair>{m ? to : nullptr, ld};
   };
   const auto values = [&](InputView m, Pair* to) {
+    constexpr auto pack = kByTiles<Pair> ? pack_pairs_transposed<true> : pack_pairs<true>;
+    const int64_t ld = value_ld<Pair>(p);
     if (m)
-      pack_pairs_transposed<true>(from_row(m, first), rows, p.value_size, depth_of<Pair>(rows),
-                                  round_up(p.value_size, kPairColumns), to, kPairedKeys<Pair>);
-    return Rows<Pair>{m ? to : nullptr, kPairedKeys<Pair>};
+      pack(from_row(m, first), rows, p.value_size, depth_of<Pair>(rows), round_up(p.value_size, kPairColumns), to, ld);
+    return Rows<Pair>{m ? to : nullptr, ld};
   };
   return {keys(problem.key, s.keys), values(problem.value, s.values), keys(problem.tangent_key, s.tangent_keys),
           values(problem.tangent_value, s.tangent_values)};
@@ -172,23 +173,27 @@ BlockRows<Pair> block_rows<Pair>(const AttentionParameters& p, const Problem& pr
 template <class E, class Start, class Visit, class Finish>
 RESCALED_INLINE void walk_panels(const AttentionParameters& p, int64_t task, const PanelScratch<E>& scratch,
                                  Start start, Visit visit, Finish finish) {
-  using T = Sum<E>;
   const PanelTask t = panel_task<E>(p, task);
   const Problem problem(p, t.batch);
-  const auto first_of = [&](int panel) { return t.first + panel * t.lanes; };
-  for (int i = 0; i < t.panels; ++i) start(problem, t.batch, i, first_of(i), panel_count<T>(p, first_of(i)));
-  const int64_t last = first_of(t.panels), keys = p.causal && last < p.keys ? last : p.keys;
+  Span panels[kPanelsPerTask];
+  for (int i = 0; i < t.panels; ++i) {
+    panels[i] = panel_span<E>(p.queries, t.panel + i);
+    start(problem, t.batch, i, panels[i].first, panels[i].count);
+  }
+  const int64_t last = panels[t.panels - 1].first + panels[t.panels - 1].count,
+                keys = p.causal && last < p.keys ? last : p.keys;
   for (int64_t j = 0; j < keys; j += kKeyBlock) {
     const int64_t rows = keys - j < kKeyBlock ? keys - j : kKeyBlock;
     const BlockRows<E> in = block_rows<E>(p, problem, j, rows, scratch);
     for (int i = 0; i < t.panels; ++i) {
-      const int64_t first = first_of(i), count = panel_count<T>(p, first);
+      const auto [first, count] = panels[i];
       const int64_t seen = p.causal && first + count - j < rows ? first + count - j : rows;
       if (seen <= 0) continue;
-      with_vectors<T>(count, [&](auto vectors) { visit(problem, in, i, Block{first, j, seen, count}, vectors); });
+      const Block block{first, j, seen, count};
+      with_vectors<Sum<E>>(count, [&](auto vectors) { visit(problem, in, i, block, vectors); });
     }
   }
-  for (int i = 0; i < t.panels; ++i) finish(t.batch, i, first_of(i), panel_count<T>(p, first_of(i)));
+  for (int i = 0; i < t.panels; ++i) finish(t.batch, i, panels[i].first, panels[i].count);
 }
 
 // A pass over the panels, in the type of the factors. A Pass has Scratch<E>, a PanelScratch<E>, and, static,
@@ -239,17 +244,18 @@ RESCALED_INLINE const E* weight_factors([[maybe_unused]] int64_t rows, const Sum
 
 // out^T = out^T correction + a^T x (+ b^T y), either product absent where its rows are; without a correction, 1.
 // The block's sum starts from zero: 3-5x less error than one running sum.
-template <class T, int kVectors>
-static __attribute__((noinline)) void accumulate_values(int64_t rows, int64_t value_size, Rows<T> a, const T* x,
-                                                        Rows<T> b, const T* y, const Vec<T>* correction, T* output) {
+template <class E, int kVectors, class T = Sum<E>>
+static __attribute__((noinline)) void accumulate_values(int64_t rows, int64_t value_size, Rows<E> a, const E* x,
+                                                        Rows<E> b, const E* y, const Vec<T>* correction, T* output) {
   constexpr int64_t lanes = kVectors * kLanes<T>;
+  const int64_t steps = kPairs<E> ? (rows + 1) / 2 : rows;
   Vec<T> factor[kVectors];
   RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) factor[j] = correction ? correction[j] : broadcast(T(1));
   for (int64_t d = 0; d < value_size; d += kTileRows) {
     Tile<T, kTileRows, kVectors> c;
     tile_clear<T, kTileRows, kVectors>(c);
-    if (a.data) multiply<T, kTileRows, kVectors, true>(rows, a.data + d, a.ld, x, lanes, c);
-    if (b.data) multiply<T, kTileRows, kVectors, true>(rows, b.data + d, b.ld, y, lanes, c);
+    if (a.data) multiply<E, kTileRows, kVectors, true>(steps, a.data + d, a.ld, x, lanes, c);
+    if (b.data) multiply<E, kTileRows, kVectors, true>(steps, b.data + d, b.ld, y, lanes, c);
     RESCALED_UNROLL for (int i = 0; i < kTileRows; ++i) RESCALED_UNROLL for (int j = 0; j < kVectors; ++j) {
       T* o = output + (d + i) * lanes + j * kLanes<T>;
       store<T>(o, load(o) * factor[j] + c[i][j]);
@@ -257,8 +263,8 @@ static __attribute__((noinline)) void accumulate_values(int64_t rows, int64_t va
   }
 }
 
-#if defined(__AVX512BF16__)
-// The same with pairs. The sum runs on across blocks: weights rounded to bfloat16 leave an error far above its own.
+#if defined(__AMX_BF16__)
+// The same by tiles. The sum runs on across blocks: weights rounded to bfloat16 leave an error far above its own.
 template <class E, int kVectors>
 static void accumulate_values(int64_t rows, int64_t value_size, Rows<Pair> a, const Pair* x, Rows<Pair> b,
                               const Pair* y, const FloatVector* correction, float* output) {

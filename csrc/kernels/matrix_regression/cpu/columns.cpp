@@ -46,13 +46,12 @@ struct ColumnsScratch : ElementBlocks<T>, TangentBlocks<T> {
 // The panels of a task share what is packed of the rows; where there are few, each is a task.
 template <class T>
 RESCALED_INLINE int64_t panels_per_task(const MatrixRegressionParameters& p) {
-  const int64_t panels = (p.scores.keys + kPanelLanes<T> - 1) / kPanelLanes<T>;
-  return p.scores.kv_batches * panels < 16 * kPanelsPerTask ? 1 : kPanelsPerTask;
+  return p.scores.kv_batches * panels_of<T>(p.scores.keys) < 16 * kPanelsPerTask ? 1 : kPanelsPerTask;
 }
 template <class T>
 RESCALED_INLINE int64_t column_tasks(const MatrixRegressionParameters& p) {
-  const int64_t keys = panels_per_task<T>(p) * kPanelLanes<T>;
-  return (p.scores.keys + keys - 1) / keys;
+  const int64_t each = panels_per_task<T>(p);
+  return (panels_of<T>(p.scores.keys) + each - 1) / each;
 }
 
 template <class T>
@@ -133,24 +132,23 @@ struct Columns {
   static void task(const MatrixRegressionParameters& p, int64_t task, ColumnsScratch<T>& s) {
     const AttentionParameters& scores = p.scores;
     const int64_t tasks = column_tasks<T>(p), batch = task / tasks, each = panels_per_task<T>(p);
-    const auto first_of = [&](int64_t i) { return (task % tasks * each + i) * kPanelLanes<T>; };
-    const auto count_of = [&](int64_t i) {
-      const int64_t left = scores.keys - first_of(i);
-      return left < kPanelLanes<T> ? left : kPanelLanes<T>;
-    };
     const Problem problem(scores, batch);
     const TargetViews target(p, batch);
     const InputView tangent_target = matrix(p.tangent_target, scores, batch);
     const OutputView columns = matrix(p.columns, scores, batch), elements = matrix(p.elements, scores, batch);
-    int64_t panels = 0;
-    for (; panels < each && first_of(panels) < scores.keys; ++panels)
-      start_panel<T>(p, problem, target, first_of(panels), count_of(panels), s.panels[panels]);
-    const int64_t start = scores.causal ? first_of(0) / kRowBlock * kRowBlock : 0;  // earlier rows have none of these
+    const int64_t first_panel = task % tasks * each, left = panels_of<T>(scores.keys) - first_panel,
+                  panels = left < each ? left : each;
+    Span keys[kPanelsPerTask];
+    for (int64_t i = 0; i < panels; ++i) {
+      keys[i] = panel_span<T>(scores.keys, first_panel + i);
+      start_panel<T>(p, problem, target, keys[i].first, keys[i].count, s.panels[i]);
+    }
+    const int64_t start = scores.causal ? keys[0].first / kRowBlock * kRowBlock : 0;  // earlier rows have none of these
     for (int64_t row = start; row < scores.queries; row += kRowBlock) {
       const int64_t rows = scores.queries - row < kRowBlock ? scores.queries - row : kRowBlock;
       start_rows<T>(p, problem, target, batch, row, rows, s);
       for (int64_t i = 0; i < panels; ++i) {
-        const Block block{row, first_of(i), rows, count_of(i)};
+        const Block block{row, keys[i].first, rows, keys[i].count};
         if (scores.causal && row + rows <= block.key) continue;
         with_vectors<T>(block.lanes, [&](auto vectors) {
           constexpr int kVectors = decltype(vectors)::value;
@@ -159,8 +157,8 @@ struct Columns {
       }
     }
     for (int64_t i = 0; columns && i < panels; ++i)
-      unpack_transposed<T>(row_of(columns, first_of(i)), count_of(i), scores.head_size, T(kLn2), s.panels[i].output,
-                           panel_lanes<T>(count_of(i)));
+      unpack_transposed<T>(row_of(columns, keys[i].first), keys[i].count, scores.head_size, T(kLn2), s.panels[i].output,
+                           panel_lanes<T>(keys[i].count));
   }
 
  private:
