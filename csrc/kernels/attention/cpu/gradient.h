@@ -70,35 +70,53 @@ RESCALED_INLINE int64_t first_row(const AttentionParameters& p, int64_t block) {
   return p.causal ? block * keys_per_block<E>(p) / kTileRows * kTileRows : 0;
 }
 
+// A chunk's copy of dQ: rows of query_ld numbers. The first is the gradient itself where that is laid out so.
+template <class T>
+struct QueryCopy {
+  T* data;
+  int64_t ld;
+};
+template <class E>
+RESCALED_INLINE bool first_copy_is_gradient(const AttentionParameters& p) {
+  return p.grad_query && p.grad_query.dtype == kDType<Sum<E>> && p.grad_query.column == 1 &&
+         p.head_size == query_ld<E>(p) && p.queries % kTileRows == 0;
+}
+
 template <class E>
 struct GradientWorkspace {
   using T = Sum<E>;
-  T *rows, *grad_query;  // [batches][kRowArrays][padded_queries], [batches][chunks][padded_queries][query_ld]
-  // What every key block reads, packed once: [batches][padded_queries][head_ld, value_ld]. Query and its tangent times
-  // packed_scale. Absent: nullptr.
-  E *query, *tangent_query, *grad_output;
-  E *query_columns, *tangent_query_columns, *grad_output_columns;  // pairs: transposed, [batches][D, Dv][columns_ld]
-  int64_t padded, head_ld, value_ld, columns_ld;
+  T *rows, *grad_query;  // [batches][kRowArrays][padded_queries], [batches][copies][padded_queries][query_ld]
+  // Pairs: what every key block reads, packed once, as rows [batches][padded_queries][head_ld, value_ld] and
+  // transposed, [batches][D, Dv][columns_ld]. Absent: nullptr.
+  E *query, *tangent_query, *grad_output, *query_columns, *tangent_query_columns, *grad_output_columns;
+  int64_t padded, head_ld, value_ld, columns_ld, in_place, copies;
   GradientWorkspace(const AttentionParameters& p, Arena& arena)
       : padded(padded_queries(p)),
         head_ld(packed_ld<E>(depth_of<E>(p.head_size))),
         value_ld(packed_ld<E>(depth_of<E>(p.value_size))),
-        columns_ld(packed_ld<E>(depth_of<E>(padded))) {
+        columns_ld(packed_ld<E>(depth_of<E>(padded))),
+        in_place(first_copy_is_gradient<E>(p)),
+        copies(p.grad_query ? key_chunks<E>(p) - in_place : 0) {
     const int64_t all = batches(p) * padded;
     rows = arena.take<T>(all * kRowArrays);
-    grad_query = arena.take<T>(p.grad_query ? all * key_chunks<E>(p) * query_ld<E>(p) : 0);
-    const auto take = [&](const Input& m, int64_t count) { return m ? arena.take<E>(count) : nullptr; };
+    grad_query = arena.take<T>(all * copies * query_ld<E>(p));
+    const auto take = [&](const Input& m, int64_t count) { return kPairs<E> && m ? arena.take<E>(count) : nullptr; };
     query = take(p.query, all * head_ld), tangent_query = take(p.tangent_query, all * head_ld);
     grad_output = take(p.grad_output, all * value_ld);
-    const int64_t columns = kPairs<E> ? batches(p) * columns_ld : 0;
+    const int64_t columns = batches(p) * columns_ld;
     query_columns = take(p.query, columns * column_rows(p.head_size));
     tangent_query_columns = take(p.tangent_query, columns * column_rows(p.head_size));
     grad_output_columns = take(p.grad_output, columns * column_rows(p.value_size));
   }
   static int64_t column_rows(int64_t depth) { return round_up(depth, kPairColumns); }
   RowData<T> row_data(int64_t b, int64_t row) const { return {rows + b * kRowArrays * padded + row, padded}; }
-  T* grad_query_of(const AttentionParameters& p, int64_t b, int64_t chunk) const {
-    return grad_query + (b * key_chunks<E>(p) + chunk) * padded * query_ld<E>(p);
+  QueryCopy<T> grad_query_of(const AttentionParameters& p, int64_t b, int64_t chunk) const {
+    if (chunk < in_place) {
+      const OutputView gradient = matrix(p.grad_query, p, b);
+      return {static_cast<T*>(gradient.data), gradient.row};
+    }
+    const int64_t ld = query_ld<E>(p);
+    return {grad_query + (b * copies + chunk - in_place) * padded * ld, ld};
   }
   E* row_of(E* m, int64_t b, int64_t row, int64_t ld) const { return m + (b * padded + row) * ld; }
   // Of a matrix with `depth` columns, transposed, from query `row` on.
@@ -126,12 +144,15 @@ struct GradientScratch {
   T *weights, *bias_tangents, *dropout, *tangent_e;                 // [kQueryBlock][kPanel]
   E *value_pairs, *score_pairs, *tangent_score_pairs;               // [kQueryBlock / 2][kPanel]
   E *score_rows, *tangent_score_rows;                               // [kQueryBlock][kRowLd]
-  int64_t head_depth, value_depth, head_rows, value_rows;
+  E *query, *tangent_query, *grad_output;                           // not pairs: [kQueryBlock][head_ld, value_ld]
+  int64_t head_depth, value_depth, head_rows, value_rows, head_ld, value_ld;
   GradientScratch(const AttentionParameters& p, Arena& arena)
       : head_depth(depth_of<E>(p.head_size)),
         value_depth(depth_of<E>(p.value_size)),
         head_rows(round_up(p.head_size, kTileRows)),
-        value_rows(round_up(p.value_size, kTileRows)) {
+        value_rows(round_up(p.value_size, kTileRows)),
+        head_ld(packed_ld<E>(p.head_size)),
+        value_ld(packed_ld<E>(p.value_size)) {
     const int64_t head = kMostKeysPerBlock<E> * head_depth, columns = kMostKeysPerBlock<E> * value_depth;
     key = arena.take<E>(head), grad_key = arena.take<T>(kMostKeysPerBlock<E> * head_rows);
     value = arena.take<E>(columns), grad_value = arena.take<T>(kMostKeysPerBlock<E> * value_rows);
@@ -144,6 +165,11 @@ struct GradientScratch {
     for (E** block : {&value_pairs, &score_pairs, &tangent_score_pairs})
       *block = arena.take<E>(kPairs<E> ? kQueryBlock / 2 * kPanel<E> : 0);
     for (E** block : {&score_rows, &tangent_score_rows}) *block = arena.take<E>(kPairs<E> ? kQueryBlock * kRowLd : 0);
+    const auto block = [&](bool wanted, int64_t ld) {
+      return arena.take<E>(!kPairs<E> && wanted ? kQueryBlock * ld : 0);
+    };
+    query = block(true, head_ld), tangent_query = block(!!p.tangent_query, head_ld);
+    grad_output = block(!!p.grad_output, value_ld);
   }
 };
 
@@ -159,36 +185,46 @@ static void pack_key_panel(const AttentionParameters& p, const Problem& g, int64
       pack(g.tangent_value, p.value_size, s.value_depth, s.tangent_value);
 }
 
-// Packs rows [first, first + count) of one problem into the workspace.
-template <class E>
-static void pack_queries(const AttentionParameters& p, const Problem& g, const GradientWorkspace<E>& space, int64_t b,
-                         int64_t first, int64_t count) {
-  const int64_t rows = round_up(count, kTileRows);
-  const auto pack = [&](InputView m, int64_t columns, [[maybe_unused]] Sum<E> factor, E* to, int64_t ld,
-                        [[maybe_unused]] E* transposed) {
-    if (!m) return;
 #if defined(__AVX512BF16__)
-    pack_pairs<false>(from_row(m, first), count, columns, rows, depth_of<E>(columns), space.row_of(to, b, first, ld),
+// Packs rows [first, first + count) of one problem into the workspace.
+static void pack_queries(const AttentionParameters& p, const Problem& g, const GradientWorkspace<Pair>& space,
+                         int64_t b, int64_t first, int64_t count) {
+  const int64_t rows = round_up(count, kTileRows);
+  const auto pack = [&](InputView m, int64_t columns, Pair* to, int64_t ld, Pair* transposed) {
+    if (!m) return;
+    pack_pairs<false>(from_row(m, first), count, columns, rows, depth_of<Pair>(columns), space.row_of(to, b, first, ld),
                       ld);
-    pack_pairs_transposed<true>(from_row(m, first), count, columns, depth_of<E>(rows), space.column_rows(columns),
+    pack_pairs_transposed<true>(from_row(m, first), count, columns, depth_of<Pair>(rows), space.column_rows(columns),
                                 space.columns_of(transposed, b, first, columns), space.columns_ld);
-#else
-    pack_rows<E>(from_row(m, first), count, columns, factor, space.row_of(to, b, first, ld), rows, ld);
-#endif
   };
-  const Sum<E> scale = packed_scale<E>(p);
-  pack(g.query, p.head_size, scale, space.query, space.head_ld, space.query_columns);
-  pack(g.tangent_query, p.head_size, scale, space.tangent_query, space.head_ld, space.tangent_query_columns);
-  pack(g.grad_output, p.value_size, Sum<E>(1), space.grad_output, space.value_ld, space.grad_output_columns);
+  pack(g.query, p.head_size, space.query, space.head_ld, space.query_columns);
+  pack(g.tangent_query, p.head_size, space.tangent_query, space.head_ld, space.tangent_query_columns);
+  pack(g.grad_output, p.value_size, space.grad_output, space.value_ld, space.grad_output_columns);
 }
+#endif
 
+// The rows of queries [first, first + count): of the workspace; or packed here, for the keys of one block, which is
+// half a percent of its products and spares what packing all of them at once would touch of memory.
 template <class E>
-static TileInput<E> query_block(const AttentionParameters& p, const GradientWorkspace<E>& space, int64_t b,
-                                int64_t first) {
-  const auto rows = [&](E* m, int64_t ld) { return Rows<E>{m ? space.row_of(m, b, first, ld) : nullptr, ld}; };
+static TileInput<E> query_block(const AttentionParameters& p, [[maybe_unused]] const Problem& g,
+                                [[maybe_unused]] const GradientWorkspace<E>& space, [[maybe_unused]] int64_t b,
+                                int64_t first, [[maybe_unused]] int64_t count,
+                                [[maybe_unused]] const GradientScratch<E>& s) {
   TileInput<E> in{};
+#if defined(__AVX512BF16__)
+  const auto rows = [&](E* m, int64_t ld) { return Rows<E>{m ? space.row_of(m, b, first, ld) : nullptr, ld}; };
   in.query = rows(space.query, space.head_ld), in.tangent_query = rows(space.tangent_query, space.head_ld);
   in.grad_output = rows(space.grad_output, space.value_ld);
+#else
+  const auto rows = [&](InputView m, int64_t columns, E factor, E* to, int64_t ld) {
+    if (m) pack_rows<E>(from_row(m, first), count, columns, factor, to, round_up(count, kTileRows), ld);
+    return Rows<E>{m ? to : nullptr, ld};
+  };
+  const E scale = packed_scale<E>(p);
+  in.query = rows(g.query, p.head_size, scale, s.query, s.head_ld);
+  in.tangent_query = rows(g.tangent_query, p.head_size, scale, s.tangent_query, s.head_ld);
+  in.grad_output = rows(g.grad_output, p.value_size, E(1), s.grad_output, s.value_ld);
+#endif
   in.score_factor = score_scale<E>(p), in.tangent_factor = tangent_scale<E>(p);
   return in;
 }

@@ -29,7 +29,7 @@ struct BiasScratch : GradientScratch<E> {
 template <class E, bool kTwoSided, bool kSecond>
 static void bias_block(const AttentionParameters& p, const Problem& g, const GradientWorkspace<E>& space, int64_t b,
                        Block block, bool by_query, bool by_key, BiasScratch<E>& s) {
-  TileInput<E> in = query_block<E>(p, space, b, block.query);
+  TileInput<E> in = query_block<E>(p, g, space, b, block.query, block.rows, s);
   set_panel<E>(p, g, block, 0, s, in);
   const TileOutput<Sum<E>> out{s.value_weights, s.score_gradient, s.tangent_score_gradient, s.tangent_e, true};
   gradient_block<E, kTwoSided, kSecond>(p, 0, block.rows, in, space.row_data(b, block.query), out);

@@ -50,7 +50,9 @@ static void rows_run(const AttentionParameters& p, int64_t begin, int64_t end, v
   for (int64_t task = begin; task < end; ++task) {
     const int64_t b = task / row_blocks(p), first = task % row_blocks(p) * kRowBlock;
     const int64_t left = p.queries - first, count = left < kRowBlock ? left : kRowBlock;
-    pack_queries<E>(p, Problem(p, b), space, b, first, count);
+#if defined(__AVX512BF16__)
+    pack_queries(p, Problem(p, b), space, b, first, count);
+#endif
     T* rows = space.rows + b * kRowArrays * padded_queries(p) + first;
     const auto row = [&](RowArray a) { return rows + a * padded_queries(p); };
     const InputView grad_output = matrix(p.grad_output, p, b), grad_balance = matrix(p.grad_balance, p, b),
@@ -113,8 +115,8 @@ static void accumulate_keys(int64_t rows, int64_t depth, bool, Rows<Pair> a, con
 }
 #endif
 
-// out[rows][ld] (+)= s key (+ s1 tangent_key) over the first `keys` of the block's keys in panels, for columns [column,
-// column + kVectors vectors)
+// out[rows][columns] (+)= s key (+ s1 tangent_key) over the first `keys` of the block's keys in panels, for columns
+// [column, column + kVectors vectors)
 template <class T, int kVectors>
 RESCALED_INLINE void accumulate_query_columns(bool add, int64_t rows, int64_t keys, int64_t block_keys, int64_t column,
                                               const T* s, Rows<T> key, const T* s1, Rows<T> tangent_key, T* out,
@@ -140,22 +142,22 @@ RESCALED_INLINE void accumulate_query_columns(bool add, int64_t rows, int64_t ke
 template <class T>
 static __attribute__((noinline)) void accumulate_query(bool add, int64_t rows, int64_t keys, int64_t block_keys,
                                                        const T* s, Rows<T> key, const T* s1, Rows<T> tangent_key,
-                                                       T* out, int64_t ld) {
+                                                       int64_t columns, T* out, int64_t ld) {
   int64_t column = 0;
-  for (; column + 2 * kLanes<T> <= ld; column += 2 * kLanes<T>)
+  for (; column + 2 * kLanes<T> <= columns; column += 2 * kLanes<T>)
     accumulate_query_columns<T, 2>(add, rows, keys, block_keys, column, s, key, s1, tangent_key, out, ld);
-  if (column < ld)
+  if (column < columns)
     accumulate_query_columns<T, 1>(add, rows, keys, block_keys, column, s, key, s1, tangent_key, out, ld);
 }
 #if defined(__AVX512BF16__)
 template <class E>
 static void accumulate_query(bool add, int64_t rows, int64_t keys, int64_t, const Pair* s, Rows<Pair> key,
-                             const Pair* s1, Rows<Pair> tangent_key, float* out, int64_t ld) {
+                             const Pair* s1, Rows<Pair> tangent_key, int64_t columns, float* out, int64_t ld) {
   const auto product = [&](bool more, const Pair* x, Rows<Pair> y, int64_t column) {
     pair_product<2>(round_up(rows, kTileRows), pairs_of(keys), more, {x, GradientScratch<E>::kRowLd}, y.data + column,
                     y.ld, out + column, ld);
   };
-  for (int64_t column = 0; column < ld; column += 2 * 16) {
+  for (int64_t column = 0; column < columns; column += 2 * 16) {
     product(add, s, key, column);
     if (tangent_key.data) product(true, s1, tangent_key, column);
   }
@@ -234,9 +236,9 @@ RESCALED_INLINE void clear_skipped(int64_t skip, [[maybe_unused]] int64_t first_
 template <class E, bool kTwoSided, bool kSecond>
 static __attribute__((noinline)) void gradient_pair(const AttentionParameters& p, const GradientWorkspace<E>& space,
                                                     int64_t b, bool add, Block block, Rows<E> key, Rows<E> tangent_key,
-                                                    GradientScratch<E>& s, Sum<E>* grad_query) {
+                                                    GradientScratch<E>& s, QueryCopy<Sum<E>> grad_query) {
   const Problem g(p, b);
-  TileInput<E> in = query_block<E>(p, space, b, block.query);
+  TileInput<E> in = query_block<E>(p, g, space, b, block.query, block.rows, s);
   const RowData<Sum<E>> row_data = space.row_data(b, block.query);
   // Rows of queries as they are, or of pairs transposed, from query `first` of the block on.
   const auto columns = [&]([[maybe_unused]] Rows<E> rows, [[maybe_unused]] E* transposed,
@@ -276,8 +278,8 @@ static __attribute__((noinline)) void gradient_pair(const AttentionParameters& p
       rows = s.score_rows, tangent_rows = s.tangent_score_rows;
     else
       rows = s.score_gradient, tangent_rows = s.tangent_score_gradient;
-    accumulate_query<E>(add, block.rows, seen, block.lanes, rows, key, tangent_rows, tangent_key,
-                        grad_query + block.query * query_ld<E>(p), query_ld<E>(p));
+    accumulate_query<E>(add, block.rows, seen, block.lanes, rows, key, tangent_rows, tangent_key, query_ld<E>(p),
+                        grad_query.data + block.query * grad_query.ld, grad_query.ld);
   }
 }
 
@@ -314,7 +316,7 @@ static void gradient_task(const AttentionParameters& p, int64_t task, GradientSc
       for (int64_t q = first_row<E>(p, index); q < p.queries; q += kQueryBlock) {
         const int64_t rows = p.queries - q < kQueryBlock ? p.queries - q : kQueryBlock;
         gradient_pair<E, kTwoSided, kSecond>(p, space, b, index != chunk, {q, first, rows, keys}, key, tangent_key, s,
-                                             p.grad_query ? space.grad_query_of(p, b, chunk) : nullptr);
+                                             p.grad_query ? space.grad_query_of(p, b, chunk) : QueryCopy<Sum<E>>{});
       }
     }
     for (int panel = 0; panel * kPanel<E> < keys; ++panel) {
@@ -348,27 +350,31 @@ template <class E>
 static void sum_query_run(const AttentionParameters& p, int64_t begin, int64_t end, void*) {
   using T = Sum<E>;
   const GradientWorkspace<E> space = workspace<E>(p);
-  const int64_t ld = query_ld<E>(p), chunks = key_chunks<E>(p);
+  const int64_t columns = query_ld<E>(p), chunks = key_chunks<E>(p);
   const T scale = static_cast<T>(p.scale);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t b = task / row_blocks(p), first = task % row_blocks(p) * kRowBlock;
     const int64_t left = p.queries - first, count = left < kRowBlock ? left : kRowBlock;
     const OutputView out = row_of(matrix(p.grad_query, p, b), first);
-    for (int64_t i = 0; i < count; ++i) {
-      const auto copy = [&](int64_t chunk) { return space.grad_query_of(p, b, chunk) + (first + i) * ld; };
-      T* sum = copy(0);  // written from its first row on, as every copy, if there are keys
-      if (p.keys == 0) std::memset(sum, 0, sizeof(T) * ld);
-      for (int64_t chunk = 1; chunk < chunks && first_row<E>(p, chunk) <= first + i; ++chunk) {
-        const T* more = copy(chunk);
-        for (int64_t d = 0; d < ld; ++d) sum[d] += more[d];
-      }
-      with_type(out.dtype, out.data, [&, row = i * out.row, column = out.column](auto* to) {
-        if (column == 1)  // a loop of its own, which the compiler makes vectors of
-          for (int64_t d = 0; d < p.head_size; ++d) assign(to[row + d], scale * sum[d]);
-        else
-          for (int64_t d = 0; d < p.head_size; ++d) assign(to[row + d * column], scale * sum[d]);
-      });
+    const auto copy = [&](int64_t chunk) {  // its rows, written from its first one on if there are keys
+      const QueryCopy<T> all = space.grad_query_of(p, b, chunk);
+      return QueryCopy<T>{all.data + first * all.ld, all.ld};
+    };
+    const QueryCopy<T> sum = copy(0);
+    for (int64_t i = 0; p.keys == 0 && i < count; ++i) std::memset(sum.data + i * sum.ld, 0, sizeof(T) * columns);
+    for (int64_t chunk = 1; chunk < chunks; ++chunk) {
+      const QueryCopy<T> more = copy(chunk);
+      for (int64_t start = first_row<E>(p, chunk) - first, i = start > 0 ? start : 0; i < count; ++i)
+        for (int64_t d = 0; d < columns; ++d) sum.data[i * sum.ld + d] += more.data[i * more.ld + d];
     }
+    for (int64_t i = 0; i < count; ++i)
+      with_type(out.dtype, out.data,
+                [&, row = i * out.row, column = out.column, from = sum.data + i * sum.ld](auto* to) {
+                  if (column == 1)  // a loop of its own, which the compiler makes vectors of
+                    for (int64_t d = 0; d < p.head_size; ++d) assign(to[row + d], scale * from[d]);
+                  else
+                    for (int64_t d = 0; d < p.head_size; ++d) assign(to[row + d * column], scale * from[d]);
+                });
   }
 }
 
