@@ -128,7 +128,7 @@ def shapes_markdown(result: dict[str, Any]) -> str:
                     parts.append(f"{min(ratios):.2f}, {statistics.median(ratios):.2f} ({of_peak:.0%})")
                 cells.append(" / ".join(parts))
             name = NAMES[piece] + (", causal" if is_causal else "")
-            rows.append([name, peer_of(of_piece[0]), f"{group[0]} to {group[-1]}", *cells])
+            rows.append([name, peer_of(of_piece[0]), " to ".join(str(n) for n in sorted({group[0], group[-1]})), *cells])
     heads = ", ".join(str(h) for h in sorted({entry["heads"] for entry in timings}))
     peak = ", ".join(f"{result['peak_gflops'][str(n)]:.0f}" for n in threads if str(n) in result["peak_gflops"])
     text = (
@@ -293,7 +293,8 @@ PAGES = {
     "attention_cpu_shapes.json": "docs/attention.md",
     "attention_cpu_shapes_avx512.json": "docs/attention.md",
     "attention_cpu_types.json": "docs/attention.md",
-    "attention_cpu_avx512_one_thread.json": "docs/attention.md",
+    "attention_cpu_types_avx512_bf16.json": "docs/attention.md",
+    "attention_cpu_avx2.json": "docs/attention.md",
     "loss_cpu.json": "docs/losses.md",
     "curvature_cpu.json": "docs/optim.md",
     "map_solvers_cpu.json": "docs/matrix_regression.md",
@@ -307,7 +308,8 @@ PAGES = {
 
 # Of a benchmark's second file; else the benchmark's name.
 MARKERS = {
-    "attention_cpu_avx512_one_thread.json": "attention_avx512",
+    "attention_cpu_avx2.json": "attention_avx2",
+    "attention_cpu_types_avx512_bf16.json": "attention_types_avx512_bf16",
     "attention_cpu_shapes_avx512.json": "attention_shapes_avx512",
     "attention_gpu_h100.json": "attention_gpu_h100",
 }

@@ -140,6 +140,29 @@ def test_forward_and_tangents_in_one_pass(kind, dtype, moving):
         torch.testing.assert_close(got, expected, rtol=8 * eps, atol=32 * eps * (1 + expected.abs().max().item()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=dtype_name)
+@pytest.mark.parametrize("causal", [False, True])
+def test_one_more_query_changes_no_gradient_of_the_others(dtype, causal, device):
+    """Of 256 queries the gradient is summed where it is returned, of 257 in a copy; keys in four chunks."""
+    if device == "cuda":
+        pytest.skip("how the CPU kernels sum it")
+    n, d, heads = 256, 64, 3
+    q, tq, g = (torch.randn(2, n + 1, heads, d, dtype=torch.float64).to(dtype).transpose(1, 2) for _ in range(3))
+    k, v, tk, tv = (torch.randn(2, 1, n, d, dtype=torch.float64).to(dtype) for _ in range(4))
+    settings = (0.0, causal, None, "exp")
+
+    def of(queries):
+        x, moving = (q[:, :, :queries], k, v, None, None, None), (tq[:, :, :queries], tk, tv, None)
+        saved = OPS._attention_forward(*x, *settings)
+        cotangents, at = (g[:, :, :queries], None, None), (*x, *saved, *settings)
+        first = OPS._attention_backward(*cotangents, *at, [True, False, False, False])[0]
+        second = OPS._attention_double_backward(*moving, *cotangents, *at, [False] * 3 + [True] + [False] * 3)[3]
+        return first, second
+
+    for few, many in zip(of(n), of(n + 1), strict=True):
+        assert few.any() and torch.equal(few, many[:, :, :n])
+
+
 @pytest.mark.parametrize("features", ["none", "bias and mask", "causal", "dropout"])
 @pytest.mark.parametrize("queries", [1, 2, 3, 4])
 @pytest.mark.parametrize("kind", KINDS)
