@@ -47,11 +47,10 @@ RESCALED_INLINE int64_t wanted_chunks(const AttentionParameters& p) {
 // Keys of a block: up to kKeyPanels panels, fewer where a chunk has fewer, and blocks alike, to a vector.
 template <class E>
 RESCALED_INLINE int64_t keys_per_block(const AttentionParameters& p) {
-  const int64_t chunks = wanted_chunks(p), panels = panels_of<E>(p.keys), each = (panels + chunks - 1) / chunks,
-                most = (each < 1            ? 1
-                        : each < kKeyPanels ? each
-                                            : kKeyPanels) *
-                       kPanel<E>,
+  const int64_t chunks = wanted_chunks(p), each = (panels_of<E>(p.keys) + chunks - 1) / chunks;
+  const int64_t most = kPanel<E> * (each < 1            ? 1
+                                    : each < kKeyPanels ? each
+                                                        : kKeyPanels),
                 blocks = (p.keys + most - 1) / most, unit = kPairs<E> ? kPanel<E> : kLanes<Sum<E>>;
   return blocks > 1 ? round_up((p.keys + blocks - 1) / blocks, unit) : most;
 }
