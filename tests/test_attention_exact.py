@@ -143,12 +143,12 @@ def test_forward_and_tangents_in_one_pass(kind, dtype, moving):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=dtype_name)
 @pytest.mark.parametrize("causal", [False, True])
 def test_one_more_query_changes_no_gradient_of_the_others(dtype, causal, device):
-    """Of 256 queries the gradient is summed where it is returned, of 257 in a copy; keys in four chunks."""
+    """Of 256 queries the gradient is summed where it is returned, of 257 in a copy; both add up those of chunks of keys."""
     if device == "cuda":
         pytest.skip("how the CPU kernels sum it")
     n, d, heads = 256, 64, 3
-    q, tq, g = (torch.randn(2, n + 1, heads, d, dtype=torch.float64).to(dtype).transpose(1, 2) for _ in range(3))
-    k, v, tk, tv = (torch.randn(2, 1, n, d, dtype=torch.float64).to(dtype) for _ in range(4))
+    q, tq, g = (torch.randn(1, n + 1, heads, d, dtype=torch.float64).to(dtype).transpose(1, 2) for _ in range(3))
+    k, v, tk, tv = (torch.randn(1, 1, n, d, dtype=torch.float64).to(dtype) for _ in range(4))  # one head: four chunks
     settings = (0.0, causal, None, "exp")
 
     def of(queries):

@@ -20,7 +20,7 @@ constexpr int64_t kQueryBlock = 128, kPairedRows = 128;
 #elif defined(__AVX512BF16__)
 constexpr int64_t kQueryBlock = 256, kPairedRows = 32;
 #else
-constexpr int64_t kQueryBlock = kVectorBytes == 64 ? 64 : 128, kPairedRows = kQueryBlock;
+constexpr int64_t kQueryBlock = kVectorBytes == 64 ? 64 : 128;
 #endif
 constexpr int kKeyPanels = 4;
 constexpr int64_t kKeysPerChunk = 256;
