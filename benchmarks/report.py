@@ -295,6 +295,7 @@ PAGES = {
     "attention_cpu_types.json": "docs/attention.md",
     "attention_cpu_types_avx512_bf16.json": "docs/attention.md",
     "attention_cpu_avx2.json": "docs/attention.md",
+    "attention_cpu_kinds.json": "docs/attention.md",
     "loss_cpu.json": "docs/losses.md",
     "curvature_cpu.json": "docs/optim.md",
     "map_solvers_cpu.json": "docs/matrix_regression.md",
@@ -309,6 +310,7 @@ PAGES = {
 # Of a benchmark's second file; else the benchmark's name.
 MARKERS = {
     "attention_cpu_avx2.json": "attention_avx2",
+    "attention_cpu_kinds.json": "attention_kinds",
     "attention_cpu_types_avx512_bf16.json": "attention_types_avx512_bf16",
     "attention_cpu_shapes_avx512.json": "attention_shapes_avx512",
     "attention_gpu_h100.json": "attention_gpu_h100",
