@@ -267,6 +267,17 @@ def test_derivative_of_a_solution():
         torch.autograd.grad(f(*leaves).sum(), leaves[0], create_graph=True)
 
 
+def test_no_derivative_where_there_is_no_minimum():
+    """The first problem of the batch is stuck at a saddle point, where the theorem says nothing; the second is solved."""
+    A1, X, A2, B = planted("cosh", batch=(2,))
+    X0 = torch.stack([torch.zeros_like(X[0]), X[1]])
+    leaf = A1.clone().requires_grad_()
+    solution = solve(MatrixRegression(leaf, A2, B, kind="cosh", form="normalized"), X0, ftol=0.0)
+    assert [status.converged for status in solution.statuses] == [False, True]
+    solution.X.sum().backward()
+    assert leaf.grad[0].isnan().all() and leaf.grad[1].isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("kind", "form", "rank"), [("exp", "normalized", None), ("signed", "normalized", None), ("exp", "rescaled", None)]
 )

@@ -157,7 +157,8 @@ class MapSolution(Report):
     """What :func:`torch_rescaled.solve` found for a map; with all of :class:`torch_rescaled.Report`.
 
     Attributes:
-        X: ``[*, d1, d2]``, in the type of the arithmetic.
+        X: ``[*, d1, d2]``, in the type of the arithmetic; differentiable once in the matrices and the target, by the implicit
+            function theorem. Where the Hessian is not positive definite, at a saddle point say, its derivative is NaN.
         factors: with a rank, left ``[*, d1, rank]`` and right ``[*, d2, rank]``, X = left right^T.
         Y: ``[*, d3, dv]`` of an :class:`AttentionRegression`, the best for X.
     """

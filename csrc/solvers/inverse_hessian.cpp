@@ -6,12 +6,13 @@
 #include <ATen/ops/maximum.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
-#include <ATen/ops/zeros_like.h>
 
+#include <cmath>
 #include <limits>
 
 #include "../ops/regression/primitives.h"
 #include "../ops/regression/resident.h"
+#include "conjugate_gradients.h"
 #include "direction.h"
 
 namespace torch_rescaled::solvers {
@@ -44,35 +45,20 @@ Tensor diagonal_of(const RegressionPoint& x, const ResidentPoint& at, const Regr
   return diagonal + square * p * p - 2 * p * q;
 }
 
-// In the units of the point, of all problems at once; each stands still once its residual is rounding.
+// In the units of the point, of all problems at once.
 Tensor by_products(const RegressionPoint& x, const ResidentPoint& at, const RegressionSettings& settings,
                    const Tensor& v) {
   const bool wide = x.b.scalar_type() == at::kDouble;
   const double epsilon = wide ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
   const Tensor unit = (-at.statistics.select(-1, Numbers::log_scale)).exp().unsqueeze(-1);
-  const auto product = [&](const Tensor& direction) {
-    return regression_product(x, (direction * unit).to(x.b.scalar_type()), settings, "full").to(at::kDouble);
-  };
-  const auto dot = [](const Tensor& a, const Tensor& b) { return (a * b).sum(-1, /*keepdim=*/true); };
   const Tensor diagonal = diagonal_of(x, at, settings);
   const Tensor inverse = at::maximum(diagonal, 1e-14 * diagonal.amax(-1, /*keepdim=*/true)).reciprocal();
-  Tensor rest = v.to(at::kDouble).expand_as(diagonal), y = at::zeros_like(rest), z = inverse * rest, direction = z;
-  Tensor size = dot(rest, z);
-  const Tensor enough = 100 * epsilon * epsilon * size;
-  Tensor failed = size.isfinite().logical_not(), done = (size <= enough).logical_or(failed);
-  for (int i = 0; i < kMostProducts && !done.all().item<bool>(); ++i) {
-    const Tensor image = product(direction), curved = dot(direction, image);
-    failed = failed.logical_or(done.logical_not().logical_and((curved > 0).logical_not()));
-    done = done.logical_or(failed);
-    const Tensor along = at::where(done, 0, size / curved);
-    y = y + along * direction, rest = at::where(done, rest, rest - along * image);
-    z = inverse * rest;
-    const Tensor next = dot(rest, z);
-    direction = at::where(done, direction, z + next / size * direction);
-    size = at::where(done, size, next);
-    done = done.logical_or(size <= enough);
-  }
-  return at::where(failed.logical_or(done.logical_not()), kNan, y);
+  return conjugate_gradients(
+      [&](const Tensor& direction) {
+        return regression_product(x, (direction * unit).to(x.b.scalar_type()), settings, "full").to(at::kDouble);
+      },
+      [&](const Tensor& rest) { return inverse * rest; }, v.to(at::kDouble).expand_as(diagonal),
+      {10 * epsilon, std::sqrt(epsilon), kMostProducts});
 }
 
 }  // namespace

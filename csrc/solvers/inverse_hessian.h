@@ -7,7 +7,7 @@ namespace torch_rescaled::solvers {
 
 // H(x)^-1 v, [*L, d] as v: by the d x d matrix or, of a sparse A with many columns, by conjugate gradients on products.
 // NaN where H is not finite (of a solve that failed), and by conjugate gradients where it is not positive definite or
-// they do not end.
+// the residual stays above the root of the rounding unit.
 Tensor inverse_hessian_times(const RegressionPoint& x, const RegressionSettings&, const Tensor& v);
 
 }  // namespace torch_rescaled::solvers

@@ -5,10 +5,11 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/stack.h>
-#include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
+
+#include "conjugate_gradients.h"
 
 namespace torch_rescaled::solvers {
 
@@ -16,7 +17,7 @@ using namespace rescaled::ops;
 
 namespace {
 
-constexpr int64_t kLeastIterations = 50;
+constexpr int64_t kLeastProducts = 50;
 
 // The gradient in the unknowns, as a function that can be differentiated on.
 struct Recorded {
@@ -67,22 +68,12 @@ Tensor inverse_hessian_times(const ImplicitProblem& problem, const Recorded& at_
       rows.push_back(metrics[static_cast<size_t>(i)].solve(r[i].contiguous(), 0));
     return at::stack(rows);
   };
-  const auto dots = [](const Tensor& a, const Tensor& b) { return (a * b).sum(-1, /*keepdim=*/true); };
-  const auto ratio = [](const Tensor& a, const Tensor& b) { return at::where(b > 0, a / b, 0.); };
-  const double tolerance = problem.unknowns[0].scalar_type() == at::kDouble ? 1e-12 : 1e-6;
-  Tensor found = at::zeros_like(v), residual = v, z = precondition(residual), direction = z, size = dots(residual, z);
-  const Tensor enough = tolerance * tolerance * size;
-  const int64_t most = std::max(kLeastIterations, 2 * v.size(1));
-  for (int64_t i = 0; i < most && (size > enough).any().item<bool>(); ++i) {
-    const Tensor product = joined(at_solution.hessian_product(parted(direction, problem.unknowns)), problem.problems);
-    const Tensor length = ratio(at::where(size > enough, size, 0.), dots(direction, product));
-    found = found + length * direction, residual = residual - length * product;
-    z = precondition(residual);
-    const Tensor next = dots(residual, z);
-    direction = z + ratio(next, size) * direction;
-    size = next;
-  }
-  return found;
+  const auto product = [&](const Tensor& direction) {
+    return joined(at_solution.hessian_product(parted(direction, problem.unknowns)), problem.problems);
+  };
+  const bool exact = problem.unknowns[0].scalar_type() == at::kDouble;
+  return conjugate_gradients(product, precondition, v,
+                             {exact ? 1e-12 : 1e-6, exact ? 1e-6 : 1e-3, std::max(kLeastProducts, 2 * v.size(1))});
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The derivative of a map's solution by the implicit function theorem: d unknowns = -H^-1 d(gradient), H^-1 by
-// conjugate gradients, and both by differentiating the public loss twice.
+// conjugate gradients, and both by differentiating the public loss twice. NaN where H is not positive definite.
 #pragma once
 #include <functional>
 #include <string>
