@@ -9,5 +9,5 @@ endforeach()
 function(twin target)
   target_compile_definitions(${target} PRIVATE RESCALED_TWIN)
   # setjmp and longjmp change stacks here: the fortified longjmp takes that for an error.
-  target_compile_options(${target} PRIVATE -O2 -U_FORTIFY_SOURCE)
+  target_compile_options(${target} PRIVATE -O2 -U_FORTIFY_SOURCE ${RESCALED_SANITIZE_OPTIMIZATION})
 endfunction()
