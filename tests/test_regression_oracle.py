@@ -162,6 +162,15 @@ def test_hessian_and_products(kind, form, curvature, penalized):
         torch.testing.assert_close(log_loss[i].exp(), value)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=dtype_name)
+@pytest.mark.parametrize("columns", [1, 3, 12, 48, 80, 300, 1200])  # also fewer than lanes that share a row read
+def test_infinite_numbers_reach_their_rows_alone(columns, dtype):
+    A = torch.ones(70, columns, dtype=dtype)
+    A[3, 0], A[68, -1] = math.inf, -math.inf
+    x = torch.full((columns,), 0.5, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(OPS._regression_matvec(A, x), A.to(x.dtype) @ x)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=dtype_name)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
