@@ -152,12 +152,13 @@ def random_like(tensors, layout="contiguous"):
     return [oracle.lay_out(2 * torch.rand(t.shape, dtype=torch.float64) - 1, layout) for t in tensors]
 
 
-def assert_as_accurate(ours, composite, truth, dtype, largest_score, units, statistics=None):
-    """error(ours) <= 2 error(the same formula in the same dtype) + (4 eps + eps32 max|s|) max(max|truth|, unit), per tensor.
+def assert_as_accurate(ours, composite, truth, dtype, normalizer, units, statistics=None):
+    """error(ours) <= 2 error(the same formula in the same dtype) + (4 eps + eps32 normalizer) max(max|truth|, unit), per tensor.
 
-    eps is the dtype's. eps32 max|s|, with the eps of the statistics' dtype, because every derivative starts from scores and a
-    log_normalizer rounded to it; max|s| counts the log weight. `units[name]` says for each tensor what size a sum of its terms has
-    before it cancels: a gradient can be 0 in exact arithmetic and no sum of rounded terms is.
+    eps is the dtype's. eps32, with the eps of the statistics' dtype, because every derivative starts from scores and a
+    log_normalizer rounded to it; `normalizer` bounds that: max|s|, with the log weight, plus log M. `units[name]` says for each
+    tensor what size a sum of its terms has before it cancels: a gradient can be 0 in exact arithmetic, and no sum of rounded terms
+    is.
 
     `statistics`: for half precision, the same formula in float32, the yardstick of balance, log_normalizer and their derivatives,
     which are float32 and get its eps.
@@ -185,7 +186,7 @@ def assert_as_accurate(ours, composite, truth, dtype, largest_score, units, stat
             yardstick = torch.where(b.isfinite() & ~infinite, (b - t).abs(), 0.0).max()
             size = torch.where(infinite, 0.0, t.abs()).max().clamp(min=unit)
             errors = 2 if dtype == torch.float64 else 1
-            bound = 2 * yardstick + errors * (4 * rounding + eps_score * largest_score) * size
+            bound = 2 * yardstick + errors * (4 * rounding + eps_score * normalizer) * size
             assert error.max() <= bound, f"{name}[{index}]: error {error.max():.2e}, bound {bound:.2e}"
 
 
@@ -244,6 +245,7 @@ def check(case, dtype, kind, op=None, device="cpu"):
         shapes = dense(*exact)
     bias = exact[3] if len(exact) > 3 else None
     score = largest(scores_of(case, *exact[:2])) + (largest(bias) if bias is not None else 0.0)
+    normalizer = score + math.log(max(1, case.m))
     cotangents = random_like([shapes[i] for i in case.outputs], case.gradient_layout)
     tangents = random_like(inputs, case.gradient_layout)
     low = [c.to(dtype if i == 0 else torch.float32).double() for i, c in zip(case.outputs, cotangents, strict=True)]
@@ -270,6 +272,6 @@ def check(case, dtype, kind, op=None, device="cpu"):
     results = derivatives(ours, [to(device, t) for t in inputs], case.gradient_layout)
     results = {name: [t.cpu() for t in tensors] for name, tensors in results.items()}
     assert_as_accurate(
-        results, in_dtype(dtype), derivatives(dense, exact), dtype, score,
+        results, in_dtype(dtype), derivatives(dense, exact), dtype, normalizer,
         units_of(case, exact, along, leaves, moving, shapes[1].numel()), in_dtype(torch.float32) if dtype in HALF else None,
     )  # fmt: skip

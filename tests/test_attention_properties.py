@@ -4,7 +4,7 @@
 import pytest
 import torch
 from helpers import DTYPES, KINDS, Case, check
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from torch_rescaled import attention, attention_with_normalizer
@@ -54,6 +54,8 @@ DEVICE = {"suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 @given(**PROBLEM)
 @settings(max_examples=80, **DEVICE)
+# Scores all alike: the normalizer's rounding, of the size of log M, is all there is.
+@example(case=Case(n=7, m=48, d=0, dv=0, batch=(2, 2), bias=(2, 1, 7, 1)), kind="exp", dtype=torch.float16, seed=0)
 def test_against_the_oracle(case, kind, dtype, seed, device):
     against_the_oracle(case, kind, dtype, seed, device)
 
