@@ -109,8 +109,8 @@ RESCALED_INLINE bool scatter_csr(const CsrParameters& p, const CsrRows<Index>& a
   }
 }
 
-// Chunks of rows with sums of their own, of `numbers`: no more than a sixteenth of the values' number of them, or, up to
-// four, a quarter, which costs a thread alone a twentieth and lets others help with small problems.
+// Chunks of rows with sums of their own, of `numbers`: no more than a sixteenth of the values' number of them, or, up
+// to four, a quarter, which costs a thread alone a twentieth and lets others help with small problems.
 RESCALED_INLINE int64_t most_chunks(const CsrParameters& p, int64_t numbers) {
   const int64_t few = p.nonzeros / (4 * numbers + 1), many = few / 4, most = many > 4 ? many : smaller(few, 4);
   return most < 1 ? 1 : smaller(most, 64);
