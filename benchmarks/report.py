@@ -302,6 +302,7 @@ PAGES = {
     "matrix_regression_cpu.json": "docs/matrix_regression.md",
     "matrix_regression_gpu.json": "docs/matrix_regression.md",
     "regression_csr_cpu.json": "docs/regression.md",
+    "regression_csr_cpu_avx512.json": "docs/regression.md",
     "regression_csr_gpu.json": "docs/regression.md",
     "regression_gpu.json": "docs/regression.md",
     "optimizers_cpu.json": "docs/optim.md",
@@ -313,6 +314,7 @@ MARKERS = {
     "attention_cpu_kinds.json": "attention_kinds",
     "attention_cpu_types_avx512_bf16.json": "attention_types_avx512_bf16",
     "attention_cpu_shapes_avx512.json": "attention_shapes_avx512",
+    "regression_csr_cpu_avx512.json": "regression_csr_avx512",
     "attention_gpu_h100.json": "attention_gpu_h100",
 }
 

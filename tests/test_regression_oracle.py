@@ -168,7 +168,7 @@ def test_infinite_numbers_reach_their_rows_alone(columns, dtype):
     A = torch.ones(70, columns, dtype=dtype)
     A[3, 0], A[68, -1] = math.inf, -math.inf
     x = torch.full((columns,), 0.5, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    torch.testing.assert_close(OPS._regression_matvec(A, x), A.to(x.dtype) @ x)
+    torch.testing.assert_close(OPS._regression_matvec(A, x), A.to(x.dtype) @ x, rtol=0, atol=0)  # sums of halves are exact
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=dtype_name)
